@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     upload_idle_seconds: float = Field(
         30.0, gt=0, description="An upload stream that sends nothing for so long is cut (resumable)."
     )
+    upload_min_bytes_per_second: float = Field(
+        1024.0, ge=0, description="Slower streams are cut after the idle time (resumable)."
+    )
     upload_ttl_seconds: float = Field(24 * 3600.0, gt=0)
 
     # Separation.

@@ -1,0 +1,135 @@
+"""Contrafact: upload music, separate it into stems, and receive them while they are being made.
+
+    from contrafact import Client
+
+    async with Client("127.0.0.1:50051") as client:
+        track = await client.upload("song.flac")
+        job = await client.separate(track)
+        paths = await job.save_live("song-stems")
+
+Everything public is here; modules that begin with an underscore may change. The generated messages and
+stubs of the API itself are in ``contrafact.v1``. Names are loaded when they are first used, so importing this
+package, or only ``contrafact.v1``, costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrafact._channel import DEFAULT_ADDRESS
+    from contrafact._client import Client
+    from contrafact._errors import (
+        Aborted,
+        AlreadyExists,
+        Cancelled,
+        ContrafactError,
+        DataLoss,
+        DeadlineExceeded,
+        FailedPrecondition,
+        FieldViolation,
+        InvalidArgument,
+        JobCancelled,
+        JobFailed,
+        NotFound,
+        OutOfRange,
+        PermissionDenied,
+        ResourceExhausted,
+        Unauthenticated,
+        Unavailable,
+    )
+    from contrafact._job import JobHandle
+    from contrafact._retry import Retry
+    from contrafact._stems import StemProgress
+    from contrafact._sync import SyncClient, SyncJob
+    from contrafact.v1.artifact_pb2 import Artifact
+    from contrafact.v1.job_pb2 import Job, JobEvent, Progress
+    from contrafact.v1.stem_pb2 import StreamStemsResponse
+    from contrafact.v1.track_pb2 import Track
+
+_HOMES = {
+    "contrafact._channel": ("DEFAULT_ADDRESS",),
+    "contrafact._client": ("Client",),
+    "contrafact._errors": (
+        "Aborted",
+        "AlreadyExists",
+        "Cancelled",
+        "ContrafactError",
+        "DataLoss",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "FieldViolation",
+        "InvalidArgument",
+        "JobCancelled",
+        "JobFailed",
+        "NotFound",
+        "OutOfRange",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "Unauthenticated",
+        "Unavailable",
+    ),
+    "contrafact._job": ("JobHandle",),
+    "contrafact._retry": ("Retry",),
+    "contrafact._stems": ("StemProgress",),
+    "contrafact._sync": ("SyncClient", "SyncJob"),
+    "contrafact.v1.artifact_pb2": ("Artifact",),
+    "contrafact.v1.job_pb2": ("Job", "JobEvent", "Progress"),
+    "contrafact.v1.stem_pb2": ("StreamStemsResponse",),
+    "contrafact.v1.track_pb2": ("Track",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Aborted",
+    "AlreadyExists",
+    "Artifact",
+    "Cancelled",
+    "Client",
+    "ContrafactError",
+    "DataLoss",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FieldViolation",
+    "InvalidArgument",
+    "Job",
+    "JobCancelled",
+    "JobEvent",
+    "JobFailed",
+    "JobHandle",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "Progress",
+    "ResourceExhausted",
+    "Retry",
+    "StemProgress",
+    "StreamStemsResponse",
+    "SyncClient",
+    "SyncJob",
+    "Track",
+    "Unauthenticated",
+    "Unavailable",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("contrafact")
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name what is public, loaded or not."""
+    return sorted(__all__)

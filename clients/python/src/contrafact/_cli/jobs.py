@@ -1,0 +1,102 @@
+"""``contrafact jobs``: work on the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from contrafact._cli import options
+from contrafact._cli.output import as_json, json_line, table
+from contrafact._cli.progress import reporter
+from contrafact._cli.running import run
+
+if TYPE_CHECKING:
+    from contrafact._client import Client
+    from contrafact.v1.job_pb2 import Job
+
+app = typer.Typer(help="Work on the server.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help='Job, "jobs/{id}".', show_default=False)]
+HEADER = ("NAME", "STATE", "DONE", "STAGE", "CREATED", "TRACK")
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    from contrafact import _words
+
+    return (
+        job.name,
+        _words.state_word(job.state),
+        f"{job.fraction:.0%}",
+        job.error.reason or _words.stage_word(job.stage) or "-",
+        job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M"),
+        job.separation.track or "-",
+    )
+
+
+def _show(jobs: list[Job], json: bool) -> None:
+    if json:
+        for job in jobs:
+            json_line(as_json(job))
+    else:
+        table(HEADER, [_row(job) for job in jobs])
+
+
+@app.command("list")
+def list_(
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="Only queued, running, succeeded, failed or cancelled ones; may be repeated."),
+    ] = None,
+    track: Annotated[str, typer.Option(help='Only jobs of this track, "tracks/{id}".')] = "",
+    limit: options.Limit = 50,
+    address: options.Address = None,
+    json: options.Json = False,
+) -> None:
+    """List jobs, newest first."""
+
+    async def work(client: Client) -> None:
+        found: list[Job] = []
+        async for job in client.jobs(states=state or (), track=track, page_size=min(limit, 1000)):
+            found.append(job)
+            if len(found) == limit:
+                break
+        _show(found, json)
+
+    run(address, work)
+
+
+@app.command()
+def get(name: Name, address: options.Address = None, json: options.Json = False) -> None:
+    """Show one job."""
+
+    async def work(client: Client) -> None:
+        _show([(await client.job(name)).job], json)
+
+    run(address, work)
+
+
+@app.command()
+def watch(name: Name, address: options.Address = None, json: options.Json = False) -> None:
+    """Follow a job to its end. Ctrl-C stops following; the job goes on."""
+
+    async def work(client: Client) -> None:
+        job = await client.job(name)
+        show = reporter(json)
+        try:
+            ended = await job.wait(show.job_event)
+        finally:
+            show.close()
+        if not json:
+            _show([ended], json)
+
+    run(address, work)
+
+
+@app.command()
+def cancel(name: Name, address: options.Address = None, json: options.Json = False) -> None:
+    """Cancel a job."""
+
+    async def work(client: Client) -> None:
+        _show([await (await client.job(name)).cancel()], json)
+
+    run(address, work)

@@ -1,0 +1,55 @@
+"""How often, and how patiently, a broken stream is taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from contrafact._errors import ContrafactError
+
+RESUMABLE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+STREAM_RESUMABLE = RESUMABLE | {"CANCELLED"}  # a draining server or a proxy ends streams so
+UPLOAD_RESUMABLE = STREAM_RESUMABLE | {
+    "ABORTED",
+    "DATA_LOSS",
+}  # the old stream still holds it; a chunk was damaged
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Bounds of automatic resumption.
+
+    Attributes:
+        attempts: failures in a row without any progress after which the error is raised, at least 1.
+        first: longest wait before the first new attempt, in seconds; it doubles with each failure.
+        longest: longest wait of all, in seconds.
+    """
+
+    attempts: int = 8
+    first: float = 0.2
+    longest: float = 5.0
+
+
+class Attempts:
+    """Counts failures in a row without progress, and waits between them with full jitter."""
+
+    def __init__(self, retry: Retry, resumable: frozenset[str] = STREAM_RESUMABLE) -> None:
+        self._retry = retry
+        self._resumable = resumable
+        self._failures = 0
+
+    def progressed(self) -> None:
+        """Begin to count anew."""
+        self._failures = 0
+
+    async def failed(self, error: ContrafactError) -> None:
+        """Wait before the next attempt, or raise ``error`` when there should be none."""
+        broken = (
+            error.status == "INTERNAL" and "RST_STREAM" in error.message
+        )  # how a cut looks behind a proxy
+        self._failures += 1
+        if not (broken or error.status in self._resumable) or self._failures >= self._retry.attempts:
+            raise error
+        longest = min(self._retry.longest, self._retry.first * 2 ** (self._failures - 1))
+        await asyncio.sleep(max(error.retry_after, random.uniform(longest / 2, longest)))

@@ -1,0 +1,88 @@
+"""Keeps models loaded and alive.
+
+Triton goes on calling a model ready after its process has died, fails every later call and restarts
+nothing (triton-inference-server/server #8604). Only unloading and loading again helps, so that is done
+whenever a real probe fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+from servers.inference.triton import Triton, TritonError
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+
+PROBE_SECONDS = 15.0  # the interval, and
+PROBE_TIMEOUT = 30.0  # how long an answer may take: behind a running segment on a slow CPU
+
+
+class ModelUnavailable(Exception):
+    """The model cannot be loaded; the message says why."""
+
+
+class ModelKeeper:
+    """Loads one model when it is first needed and watches over it while used as a context manager."""
+
+    def __init__(self, triton: Triton, model: str, settings: Settings) -> None:
+        self.model = model
+        self._triton = triton
+        self._load_timeout = settings.model_load_timeout_seconds
+        self._lock = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._watch = asyncio.create_task(self._watching())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+
+    async def ensure_alive(self) -> None:
+        """Return once the model's process has answered a probe, loading or reloading it if need be.
+
+        Raises:
+            ModelUnavailable: It cannot be loaded.
+        """
+        async with self._lock:  # one repairs, the others wait and find it done
+            try:
+                if await self._triton.is_ready(self.model):
+                    if await self._answers():
+                        return
+                    telemetry.MODEL_RECOVERIES.labels(self.model).inc()
+                    telemetry.log().warning("model process is dead, reloading", model=self.model)
+                    await self._triton.unload(self.model, self._load_timeout)
+                await self._triton.load(self.model, self._load_timeout)
+                await self._triton.probe(self.model, PROBE_TIMEOUT)
+                telemetry.log().info("model loaded", model=self.model)
+            except (TritonError, TimeoutError) as error:
+                raise ModelUnavailable(_first_line(error)) from error
+
+    async def _answers(self) -> bool:
+        try:
+            await self._triton.probe(self.model, PROBE_TIMEOUT)
+        except TritonError as error:
+            # Busy is not dead: a full queue refuses at once, a long one may let the probe time out.
+            return error.status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED") or "queue" in error.message
+        return True
+
+    async def _watching(self) -> None:
+        while True:
+            with contextlib.suppress(ModelUnavailable):
+                await self.ensure_alive()
+            await asyncio.sleep(PROBE_SECONDS)
+
+
+def _first_line(error: BaseException) -> str:
+    text = error.message if isinstance(error, TritonError) else (str(error) or type(error).__name__)
+    lines = [line for line in text.splitlines() if line.strip()]
+    # A Python traceback ends with what matters.
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,156 @@
+"""Separation as a stream of blocks: normalise, window, infer, overlap-add.
+
+Several segments are under way at once, a bounded number; results come in order. What is kept in memory is
+those segments and a little history, whatever the track's length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import numpy as np
+
+from servers.inference.keeper import ModelKeeper
+from servers.inference.segments import Geometry, History, OverlapAdd, Samples, Segment, plan
+from servers.inference.triton import Triton, TritonError
+from servers.media.blocks import Block
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+
+SAMPLE_RATE = 44_100
+CHANNELS = 2
+SOURCES = ("drums", "bass", "other", "vocals")  # in the order of the model's output
+GEOMETRY = Geometry(length=343_980, stride=257_985)  # 7.8 s, 25 % overlap
+
+ATTEMPTS = 6
+# Worth another try, after the model's process was looked after; anything else is our own mistake.
+_TRANSIENT = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED"})
+
+
+class SegmentFailed(Exception):
+    """A segment could not be inferred, whatever was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Mean and standard deviation of a track's mono downmix, by which ``demucs`` normalises its input."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Separated:
+    """Finished frames of all sources: ``samples`` float32 [len(SOURCES), CHANNELS, frames] from ``start`` on."""
+
+    samples: Samples
+    start: int
+
+
+class Separator:
+    """Separates tracks with one model on Triton; any number at once."""
+
+    def __init__(self, triton: Triton, keeper: ModelKeeper, settings: Settings) -> None:
+        self._triton = triton
+        self._keeper = keeper
+        self._in_flight = settings.segments_in_flight
+        self._timeout = settings.segment_timeout_seconds
+
+    async def separate(
+        self, blocks: AsyncIterator[Block], frames: int, level: Level, *, priority: int, request_id: str
+    ) -> AsyncIterator[Separated]:
+        """Separate a stream of stereo blocks at 44.1 kHz.
+
+        Args:
+            blocks: The track: ``frames`` frames of [2, n] in order.
+            frames: Its length, at least 1.
+            level: Of the whole track.
+            priority: 1 overtakes 2 between segments.
+            request_id: Names this track in Triton's log.
+
+        Yields:
+            Each segment's final frames, in order; together exactly ``frames``.
+
+        Raises:
+            SegmentFailed: The model failed again and again.
+            ValueError: ``blocks`` ended early.
+        """
+        scale = level.std + 1e-8  # as demucs.api.Separator.separate_tensor
+        history = History(CHANNELS, level.mean, 1 / scale)
+        overlap_add = OverlapAdd(GEOMETRY)
+        waiting: deque[tuple[Segment, asyncio.Task[Samples]]] = deque()
+
+        async def next_final() -> Separated:
+            segment, task = waiting[0]
+            answer = await task
+            waiting.popleft()
+            final = overlap_add.add(segment, answer)
+            return Separated(final * np.float32(scale) + np.float32(level.mean), segment.start)
+
+        try:
+            async with aclosing(blocks):  # type: ignore[type-var]
+                for segment in plan(frames, GEOMETRY):
+                    while history.end < min(segment.window + GEOMETRY.length, frames):
+                        block = await anext(blocks, None)
+                        if block is None:
+                            raise ValueError(f"the track ended after {history.end} of {frames} frames")
+                        history.append(block.samples)
+                    if len(waiting) == self._in_flight:
+                        yield await next_final()
+                    window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
+                    history.window(segment.window, GEOMETRY.length, window)
+                    # The last window reaches back at most half a segment before its start.
+                    history.forget(segment.start + GEOMETRY.stride - GEOMETRY.length // 2)
+                    name = f"{request_id}/{segment.index}"
+                    waiting.append((segment, asyncio.create_task(self._infer(window, segment, priority, name))))
+            while waiting:
+                yield await next_final()
+        finally:
+            for _, task in waiting:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+
+    async def _infer(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
+        """The model's answer [sources, channels, segment.frames], tried again when Triton or the model died."""
+        model = self._keeper.model
+        for attempt in range(1, ATTEMPTS + 1):
+            started = time.perf_counter()
+            try:
+                answer = await self._infer_once(window, segment, priority, request_id)
+            except TritonError as error:
+                if error.status not in _TRANSIENT and "shared memory region" not in error.message:
+                    raise SegmentFailed(str(error)) from error
+                if attempt == ATTEMPTS:
+                    raise SegmentFailed(f"{attempt} attempts, last: {error}") from error
+                telemetry.SEGMENT_RETRIES.labels(model, error.status).inc()
+                telemetry.log().warning("segment failed, trying again", status=error.status, attempt=attempt)
+                await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.5))
+                await self._keeper.ensure_alive()
+            else:
+                telemetry.SEGMENT_SECONDS.labels(model).observe(time.perf_counter() - started)
+                return answer
+        raise AssertionError("unreachable")
+
+    async def _infer_once(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
+        shape = (len(SOURCES), CHANNELS, GEOMETRY.length)
+        margin = segment.start - segment.window
+        async with self._triton.region(window.nbytes, 4 * int(np.prod(shape))) as region:
+            if region is not None:
+                region.array(0, window.shape)[:] = window
+            answer = await self._triton.infer(
+                self._keeper.model,
+                window,
+                shape,
+                region=region,
+                priority=priority,
+                timeout=self._timeout,
+                request_id=request_id,
+            )
+            telemetry.SEGMENTS.labels(self._keeper.model, "inline" if region is None else "shared_memory").inc()
+            return answer[..., margin : margin + segment.frames].copy()

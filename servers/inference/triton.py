@@ -1,0 +1,258 @@
+"""One connection to Triton: models loaded and probed, tensors through shared memory or inline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing import shared_memory
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from servers.platform import telemetry
+from servers.platform.server import CHANNEL_OPTIONS
+from servers.platform.settings import Settings
+
+Samples = NDArray[np.float32]
+Transport = Literal["shared_memory", "inline"]
+
+CONTROL_SECONDS = 10.0
+REGION_PREFIX = "contrafact-"
+
+
+class Region:
+    """A piece of /dev/shm that Triton reads its input from and writes its output to."""
+
+    def __init__(self, input_bytes: int, output_bytes: int) -> None:
+        self.name = f"{REGION_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.input_bytes = input_bytes
+        self.output_bytes = output_bytes
+        self.memory = shared_memory.SharedMemory(self.name, create=True, size=input_bytes + output_bytes)
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.input_bytes + self.output_bytes
+
+    def array(self, offset: int, shape: tuple[int, ...]) -> Samples:
+        """A float32 view of the region; do not keep it beyond the region's life."""
+        return np.ndarray(shape, np.float32, buffer=self.memory.buf, offset=offset)
+
+    def unlink(self) -> None:
+        """Remove the name and our view; Triton's own view lasts until it unregisters the region."""
+        with contextlib.suppress(FileNotFoundError):
+            self.memory.unlink()
+        with contextlib.suppress(BufferError):  # an array of a cancelled task may still point here
+            self.memory.close()
+
+
+class TritonError(Exception):
+    """Triton refused or failed a call. ``status`` is the gRPC status's name, for example UNAVAILABLE."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    try:
+        yield
+    except InferenceServerException as error:
+        status = (error.status() or "UNKNOWN").removeprefix("StatusCode.")
+        raise TritonError(status, str(error.message() or "")) from None
+
+
+class Triton:
+    """A client of one Triton server; use it as an asynchronous context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = InferenceServerClient(settings.triton_url, channel_args=list(CHANNEL_OPTIONS))
+        self._sharing: Literal["auto", "on", "off"] = settings.shared_memory
+        self._free: dict[tuple[int, int], list[Region]] = {}
+        self._regions: set[Region] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._retire_seconds = settings.segment_timeout_seconds
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for region in list(self._regions):
+            await self._remove(region)
+        await self._client.close()
+
+    # Models
+
+    async def is_ready(self, model: str) -> bool:
+        """Whether Triton says that ``model`` is loaded; its process may be dead all the same."""
+        try:
+            with _translated():
+                return bool(await self._client.is_model_ready(model, client_timeout=CONTROL_SECONDS))
+        except TritonError:
+            return False
+
+    async def version(self, model: str) -> str:
+        """The version of ``model`` that is loaded."""
+        with _translated():
+            metadata = await self._client.get_model_metadata(model, client_timeout=CONTROL_SECONDS)
+        return str(max(metadata.versions, key=int))
+
+    async def load(self, model: str, timeout: float) -> None:
+        """Load ``model``; nothing happens when Triton thinks it is loaded."""
+        with _translated():
+            await self._client.load_model(model, client_timeout=timeout)
+
+    async def unload(self, model: str, timeout: float) -> None:
+        """Unload ``model``, and wait until Triton has let go of it."""
+        with _translated():
+            await self._client.unload_model(model, client_timeout=CONTROL_SECONDS)
+        async with asyncio.timeout(timeout):
+            while await self.is_ready(model):
+                await asyncio.sleep(0.05)
+
+    async def probe(self, model: str, timeout: float) -> None:
+        """Make the process of ``model`` answer; raises TritonError if it does not.
+
+        Being "ready" proves nothing (a dead model process stays ready), so this is a real inference, of
+        one frame that the model answers without computing, ahead of everything that waits.
+        """
+        tensor = InferInput("mix", [1, 2, 1], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, 2, 1), np.float32))
+        with _translated():
+            await self._client.infer(model, [tensor], client_timeout=timeout, priority=1, parameters={"probe": True})
+
+    # Tensors
+
+    @asynccontextmanager
+    async def region(self, input_bytes: int, output_bytes: int) -> AsyncIterator[Region | None]:
+        """Lend a shared region of these sizes; None: tensors must go inline.
+
+        A region whose use did not end well is retired, not lent again at once: Triton may still be
+        writing to it.
+        """
+        region = await self._take(input_bytes, output_bytes)
+        try:
+            yield region
+        except BaseException:
+            if region is not None:
+                self._retire(region)
+            raise
+        if region is not None:
+            self._free.setdefault((input_bytes, output_bytes), []).append(region)
+
+    async def _take(self, input_bytes: int, output_bytes: int) -> Region | None:
+        if self._sharing == "off":
+            return None
+        free = self._free.get((input_bytes, output_bytes))
+        if free:
+            return free.pop()
+        region = Region(input_bytes, output_bytes)
+        try:
+            await self.register(region)
+        except TritonError as error:
+            region.unlink()
+            # A server on another host, or in a container with its own /dev/shm, cannot open the region.
+            if self._sharing == "auto" and error.status in ("INVALID_ARGUMENT", "INTERNAL", "UNKNOWN"):
+                telemetry.log().info("shared memory refused, tensors go inline", status=error.status)
+                self._sharing = "off"
+                return None
+            raise
+        except BaseException:
+            region.unlink()
+            raise
+        self._regions.add(region)
+        return region
+
+    async def register(self, region: Region) -> None:
+        """Make ``region`` known to Triton, as is needed again after Triton was restarted."""
+        with _translated():
+            await self._client.register_system_shared_memory(
+                region.name, f"/{region.name}", region.size, client_timeout=CONTROL_SECONDS
+            )
+
+    def _retire(self, region: Region) -> None:
+        async def later() -> None:
+            await asyncio.sleep(self._retire_seconds)
+            await self._remove(region)
+
+        task = asyncio.create_task(later())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _remove(self, region: Region) -> None:
+        self._regions.discard(region)
+        region.unlink()
+        with contextlib.suppress(TritonError), _translated():
+            await self._client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_SECONDS)
+
+    async def infer(
+        self,
+        model: str,
+        window: Samples,
+        output_shape: tuple[int, ...],
+        *,
+        region: Region | None,
+        priority: int,
+        timeout: float,
+        request_id: str,
+    ) -> Samples:
+        """Infer on one window.
+
+        Args:
+            model: Name of the model.
+            window: Its input ``mix`` [channels, frames]; already in ``region`` when there is one.
+            output_shape: Shape of its output ``stems``, without the batch axis.
+            region: Where input and output lie, or None to send them inline.
+            priority: 1 overtakes 2 in the server's queue.
+            timeout: Seconds until the call is given up, here and in the queue.
+            request_id: Put into Triton's log and traces.
+
+        Returns:
+            The output; a view of ``region`` when there is one, valid until it is given back.
+        """
+        tensor = InferInput("mix", [1, *window.shape], "FP32")
+        output = InferRequestedOutput("stems")
+        if region is None:
+            tensor.set_data_from_numpy(window[np.newaxis])
+        else:
+            tensor.set_shared_memory(region.name, region.input_bytes)
+            output.set_shared_memory(region.name, region.output_bytes, offset=region.input_bytes)
+        with _translated():
+            result = await self._client.infer(
+                model,
+                [tensor],
+                outputs=[output],
+                request_id=request_id,
+                priority=priority,
+                timeout=int(timeout * 1e6),
+                client_timeout=timeout,
+                headers=telemetry.outgoing_headers(),
+            )
+        if region is not None:
+            return region.array(region.input_bytes, output_shape)
+        answer = result.as_numpy("stems")
+        if answer is None or answer.shape != (1, *output_shape):
+            raise TritonError("INTERNAL", f"{model} answered with an empty or misshapen tensor")
+        return np.asarray(answer[0], np.float32)
+
+    async def compute_seconds(self, model: str) -> float:
+        """Seconds that ``model`` has computed since it was loaded, by Triton's own statistics."""
+        with _translated():
+            statistics = await self._client.get_inference_statistics(model, client_timeout=CONTROL_SECONDS)
+        return sum(int(item.inference_stats.compute_infer.ns) for item in statistics.model_stats) / 1e9

@@ -1,0 +1,66 @@
+"""Contrafact's own processes: each runs as a module of the running Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from servers.local.health import serving
+from servers.local.process import Command, tail
+
+ROOT = Path(__file__).resolve().parents[2]
+_READY = ('"event": "ready"', '"event":"ready"')
+_STARTED_SECONDS = 1.0
+
+
+def _module(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which ``python -m`` finds ``servers`` whatever the current folder is."""
+    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+
+
+def weights_folder() -> Path:
+    """Where weights are cached, shared by all stacks of this user: they are large and never change."""
+    if chosen := os.environ.get("CONTRAFACT_WEIGHTS_DIR"):
+        return Path(chosen).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "contrafact" / "weights"
+
+
+def migrate(environment: Mapping[str, str]) -> Command:
+    """One shot: bring the database's schema up to date."""
+    arguments = [sys.executable, "-m", "servers.storage.migrate"]
+    return Command("migrate", arguments, _module(environment))
+
+
+def weights(environment: Mapping[str, str], model: str) -> Command:
+    """One shot, in the background: fetch the model's weights if the cache lacks them."""
+    arguments = [sys.executable, "-m", "model_repository.weights", "fetch", model]
+    return Command("weights", arguments, _module(environment), stop_seconds=5.0)
+
+
+def api(environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
+    """The public gRPC API."""
+
+    async def ready() -> bool:
+        return await serving(address)
+
+    arguments = [sys.executable, "-m", "servers.orchestrator.api"]
+    return Command("api", arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)
+
+
+def worker(environment: Mapping[str, str], name: str, logs: Path, drain_seconds: float) -> Command:
+    """One worker. Ready when it says so, or, silent, when it has not failed in its first second."""
+    started = None
+
+    async def ready() -> bool:
+        nonlocal started
+        started = started or time.monotonic()
+        said = any(mark in tail(logs / f"{name}.log") for mark in _READY)
+        return said or time.monotonic() - started > _STARTED_SECONDS
+
+    arguments = [sys.executable, "-m", "servers.orchestrator.worker"]
+    return Command(name, arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)

@@ -1,0 +1,155 @@
+"""TrackService."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator
+
+from contrafact.v1 import track_pb2, track_pb2_grpc
+
+from servers.orchestrator.api.resources import (
+    TRACK_COLUMNS,
+    find_track,
+    page_limit,
+    read_chunks,
+    read_time_token,
+    track,
+    write_token,
+)
+from servers.orchestrator.api.stems import find_stem
+from servers.orchestrator.api.uploads import Uploads, url_key
+from servers.orchestrator.jobs.messages import timestamp
+from servers.orchestrator.jobs.store import JobStore
+from servers.platform.errors import invalid, precondition
+from servers.platform.identity import principal
+from servers.platform.interceptors import Context
+from servers.storage.database import Pool
+from servers.storage.objects import ObjectStore
+
+UPLOAD_URL_TTL = dt.timedelta(hours=1)
+
+
+class TrackService(track_pb2_grpc.TrackServiceServicer):
+    """Uploads, look-ups, downloads and deletions of tracks."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore, jobs: JobStore, uploads: Uploads) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._jobs = jobs
+        self._uploads = uploads
+
+    async def UploadTrack(
+        self, request_iterator: AsyncIterator[track_pb2.UploadTrackRequest], context: Context
+    ) -> track_pb2.UploadTrackResponse:
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("payload") != "spec":
+            raise invalid("SPEC_MISSING", "the first message must be the specification", "spec")
+        upload = await self._uploads.open(principal().id, first.spec)
+        row = await self._uploads.track_of(upload)
+        existed = row is not None
+        if row is None:
+            await self._uploads.receive(upload, request_iterator)
+            row, existed = await self._uploads.complete(upload)
+        return track_pb2.UploadTrackResponse(track=track(row), already_existed=existed)
+
+    async def QueryUpload(
+        self, request: track_pb2.QueryUploadRequest, context: Context
+    ) -> track_pb2.QueryUploadResponse:
+        upload = await self._uploads.find(principal().id, request.request_id)
+        row = await self._uploads.track_of(upload)
+        return track_pb2.QueryUploadResponse(
+            committed_bytes=upload["committed_bytes"], track=track(row) if row else None
+        )
+
+    async def CancelUpload(
+        self, request: track_pb2.CancelUploadRequest, context: Context
+    ) -> track_pb2.CancelUploadResponse:
+        await self._uploads.discard(await self._uploads.find(principal().id, request.request_id))
+        return track_pb2.CancelUploadResponse()
+
+    async def CreateUploadUrl(
+        self, request: track_pb2.CreateUploadUrlRequest, context: Context
+    ) -> track_pb2.CreateUploadUrlResponse:
+        upload = await self._uploads.open(principal().id, request.spec)
+        if upload["committed_bytes"]:
+            raise precondition("UPLOAD_BEGUN", "this upload has begun as a stream")
+        url = self._objects.upload_url(url_key(upload), UPLOAD_URL_TTL)
+        expires = dt.datetime.now(dt.UTC) + UPLOAD_URL_TTL
+        return track_pb2.CreateUploadUrlResponse(url=url, expire_time=timestamp(expires))
+
+    async def CompleteUpload(
+        self, request: track_pb2.CompleteUploadRequest, context: Context
+    ) -> track_pb2.CompleteUploadResponse:
+        upload = await self._uploads.find(principal().id, request.request_id)
+        row = await self._uploads.track_of(upload)
+        existed = row is not None
+        if row is None:
+            await self._uploads.adopt(upload)
+            row, existed = await self._uploads.complete(upload)
+        return track_pb2.CompleteUploadResponse(track=track(row), already_existed=existed)
+
+    async def GetTrack(self, request: track_pb2.GetTrackRequest, context: Context) -> track_pb2.GetTrackResponse:
+        return track_pb2.GetTrackResponse(track=track(await find_track(self._pool, request.name)))
+
+    async def ListTracks(self, request: track_pb2.ListTracksRequest, context: Context) -> track_pb2.ListTracksResponse:
+        limit = page_limit(request.page_size)
+        uploaded_at, track_id = read_time_token(request.page_token) or (None, None)
+        rows = await self._pool.fetch(
+            f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
+                WHERE t.owner = $1
+                  AND ($2::timestamptz IS NULL OR (t.created_at, t.id) < ($2, $3::uuid))
+                  AND position(lower($4) IN lower(t.display_name)) > 0
+                ORDER BY t.created_at DESC, t.id DESC LIMIT $5""",
+            principal().id,
+            uploaded_at,
+            track_id,
+            request.display_name_contains,
+            limit + 1,
+        )
+        token = ""
+        if len(rows) > limit:
+            rows = rows[:limit]
+            token = write_token(rows[-1]["uploaded_at"].isoformat(), str(rows[-1]["id"]))
+        return track_pb2.ListTracksResponse(tracks=[track(row) for row in rows], next_page_token=token)
+
+    async def DeleteTrack(
+        self, request: track_pb2.DeleteTrackRequest, context: Context
+    ) -> track_pb2.DeleteTrackResponse:
+        row = await find_track(self._pool, request.name)
+        unfinished = await self._jobs.unfinished_of_track(row["id"])
+        if unfinished and not request.cancel_jobs:
+            raise precondition("TRACK_IN_USE", f"{len(unfinished)} unfinished jobs use this track")
+        for job_id in unfinished:
+            await self._jobs.cancel(job_id, row["owner"])
+        async with self._pool.acquire() as connection, connection.transaction():
+            # Against an upload of the same bytes, which would find the recording and not store it.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", row["sha256"])
+            await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
+            if not await connection.fetchval("SELECT 1 FROM tracks WHERE sha256 = $1", row["sha256"]):
+                stems = await connection.fetch("SELECT object_key FROM stems WHERE sha256 = $1", row["sha256"])
+                await connection.execute("DELETE FROM recordings WHERE sha256 = $1", row["sha256"])
+                await self._objects.delete([row["object_key"], *(stem["object_key"] for stem in stems)])
+        return track_pb2.DeleteTrackResponse()
+
+    async def DownloadTrack(
+        self, request: track_pb2.DownloadTrackRequest, context: Context
+    ) -> AsyncIterator[track_pb2.DownloadTrackResponse]:
+        row = await find_track(self._pool, request.name)
+        async for chunk in read_chunks(
+            self._objects, row["object_key"], row["size_bytes"], request.offset, request.name
+        ):
+            yield track_pb2.DownloadTrackResponse(chunk=chunk)
+
+    async def CreateDownloadUrl(
+        self, request: track_pb2.CreateDownloadUrlRequest, context: Context
+    ) -> track_pb2.CreateDownloadUrlResponse:
+        if "/stems/" in request.name:
+            _, stem = await find_stem(self._pool, request.name)
+            key, file_name = stem["object_key"], request.name.split("/")[-1]
+        else:
+            row = await find_track(self._pool, request.name)
+            key = row["object_key"]
+            file_name = f"{row['sha256'][:16]}.{key.rpartition('.')[2]}"
+        ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else dt.timedelta(hours=1)
+        url = self._objects.download_url(key, ttl, file_name)
+        return track_pb2.CreateDownloadUrlResponse(url=url, expire_time=timestamp(dt.datetime.now(dt.UTC) + ttl))

@@ -1,0 +1,369 @@
+"""Uploads: bytes in pieces to the object store, and from there, once checked, to a track.
+
+Every piece is stored and then committed in PostgreSQL; what is committed survives any crash, and any API
+server can go on. One stream at a time may write: a newer one takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import tempfile
+import time
+import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import google_crc32c
+import grpc
+from contrafact.v1 import audio_pb2, track_pb2
+
+from servers.media.errors import MediaError
+from servers.media.probe import TrackFacts, probe_isolated
+from servers.orchestrator.api.resources import TRACK_COLUMNS
+from servers.platform import telemetry
+from servers.platform.errors import ApiError, invalid, not_found, precondition
+from servers.platform.settings import MIB, Settings
+from servers.storage import keys
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectMissing, ObjectStore
+
+PIECE_BYTES = 8 * MIB
+MAX_UPLOADS = 64  # streams at once, each holding up to a piece and a chunk in memory
+MAX_PROBES = 2
+PROBE_SECONDS = 600.0
+
+
+class Uploads:
+    """Takes uploads in and turns them into tracks."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore, settings: Settings) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._settings = settings
+        self._active = 0
+        self._probes = asyncio.Semaphore(MAX_PROBES)
+
+    async def open(self, owner: str, spec: track_pb2.UploadSpec) -> Row:
+        """The upload that ``spec`` names, begun now or earlier."""
+        if spec.size_bytes > self._settings.max_upload_bytes:
+            raise self._too_large("spec.size_bytes")
+        upload = await self._pool.fetchrow(
+            """INSERT INTO uploads (id, owner, request_id, display_name, size_bytes, sha256)
+               VALUES ($1, $2, $3, $4, $5, $6)
+               ON CONFLICT (owner, request_id) DO UPDATE SET updated_at = now() RETURNING *""",
+            uuid4(),
+            owner,
+            UUID(spec.request_id),
+            clean_name(spec.display_name),
+            spec.size_bytes,
+            spec.sha256,
+        )
+        assert upload is not None
+        if (upload["size_bytes"], upload["sha256"]) != (spec.size_bytes, spec.sha256):
+            raise ApiError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                "REQUEST_ID_REUSED",
+                "this request_id names an upload with another size or sha256",
+                fields=[("spec.request_id", "already used")],
+            )
+        return upload
+
+    async def find(self, owner: str, request_id: str) -> Row:
+        """The upload of that request, or NOT_FOUND."""
+        upload = await self._pool.fetchrow(
+            "SELECT * FROM uploads WHERE owner = $1 AND request_id = $2", owner, UUID(request_id)
+        )
+        if upload is None:
+            raise not_found("upload", request_id)
+        return upload
+
+    async def track_of(self, upload: Row) -> Row | None:
+        """The track that an upload became, if it is complete; also one with the very bytes it announces."""
+        return await self._pool.fetchrow(
+            f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
+                WHERE t.id = $1 OR (t.owner = $2 AND t.sha256 = $3) LIMIT 1""",
+            upload["track_id"],
+            upload["owner"],
+            upload["sha256"],
+        )
+
+    async def receive(self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest]) -> None:
+        """Store the chunks of a stream; returns when the client has closed its side."""
+        if self._active >= MAX_UPLOADS:
+            raise ApiError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_UPLOADS",
+                "too many uploads at once, try again later",
+            )
+        self._active += 1
+        try:
+            writer = await _Writer.open(self._pool, self._objects, upload["id"])
+            try:
+                async for request in self._paced(requests):
+                    if request.WhichOneof("payload") != "chunk":
+                        raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
+                    self._check(upload, request.chunk, writer.position)
+                    await writer.write(request.chunk.data)
+            finally:
+                # Also when the client is gone or misbehaved: what arrived in order need not be sent again.
+                await asyncio.shield(writer.flush())
+        finally:
+            self._active -= 1
+        if writer.position < upload["size_bytes"]:
+            raise ApiError(
+                grpc.StatusCode.OUT_OF_RANGE,
+                "UPLOAD_INCOMPLETE",
+                f"{writer.position} of {upload['size_bytes']} bytes arrived; go on from there",
+                metadata={"committed_bytes": str(writer.position)},
+            )
+
+    async def _paced(
+        self, requests: AsyncIterator[track_pb2.UploadTrackRequest]
+    ) -> AsyncIterator[track_pb2.UploadTrackRequest]:
+        """Pass messages on, and give up on clients that send nothing, or hardly anything, for long."""
+        idle = self._settings.upload_idle_seconds
+        began, received = time.monotonic(), 0
+        while True:
+            try:
+                async with asyncio.timeout(idle):
+                    request = await anext(requests, None)
+            except TimeoutError:
+                raise _too_slow(f"nothing arrived for {idle:g} s") from None
+            if request is None:
+                return
+            yield request
+            received += len(request.chunk.data)
+            seconds = time.monotonic() - began
+            if seconds > idle and received < seconds * self._settings.upload_min_bytes_per_second:
+                raise _too_slow(f"{received} bytes in {seconds:.0f} s")
+
+    def _check(self, upload: Row, chunk: audio_pb2.DataChunk, position: int) -> None:
+        end = chunk.offset + len(chunk.data)
+        if chunk.offset != position:
+            raise ApiError(
+                grpc.StatusCode.OUT_OF_RANGE,
+                "UPLOAD_OFFSET_MISMATCH",
+                f"offset {chunk.offset} does not follow: {position} is next",
+                metadata={"expected_offset": str(position)},
+                fields=[("chunk.offset", f"must be {position}")],
+            )
+        if chunk.HasField("crc32c") and google_crc32c.value(chunk.data) != chunk.crc32c:
+            raise ApiError(
+                grpc.StatusCode.DATA_LOSS,
+                "CHUNK_CHECKSUM_MISMATCH",
+                f"the chunk at offset {chunk.offset} was damaged on its way; send it again",
+                metadata={"expected_offset": str(position)},
+                fields=[("chunk.crc32c", "does not fit the data")],
+            )
+        if end > self._settings.max_upload_bytes:
+            raise self._too_large("chunk.data")
+        if upload["size_bytes"] and end > upload["size_bytes"]:
+            raise invalid("SIZE_MISMATCH", f"more bytes than the {upload['size_bytes']} announced", "spec.size_bytes")
+
+    def _too_large(self, field: str) -> ApiError:
+        limit = self._settings.max_upload_bytes
+        return invalid("TRACK_TOO_LARGE", f"a track has at most {limit} bytes", field, limit_bytes=str(limit))
+
+    async def adopt(self, upload: Row) -> None:
+        """Take in what was put by HTTP where ``url_key`` says."""
+        try:
+            size = await self._objects.size(url_key(upload))
+        except ObjectMissing:
+            raise precondition("UPLOAD_INCOMPLETE", "nothing has been put to the upload URL yet") from None
+        if size > self._settings.max_upload_bytes:
+            await self.discard(upload)
+            raise self._too_large("spec.size_bytes")
+        if size != upload["size_bytes"]:
+            await self.discard(upload)
+            raise invalid(
+                "SIZE_MISMATCH", f"{size} bytes were put, {upload['size_bytes']} announced", "spec.size_bytes"
+            )
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(
+                "INSERT INTO upload_pieces (upload_id, start, size_bytes) VALUES ($1, 0, $2) ON CONFLICT DO NOTHING",
+                upload["id"],
+                size,
+            )
+            await connection.execute("UPDATE uploads SET committed_bytes = $2 WHERE id = $1", upload["id"], size)
+
+    async def complete(self, upload: Row) -> tuple[Row, bool]:
+        """Check what arrived and make it a track; returns the track and whether the caller had it already.
+
+        Bytes that are refused are removed: the same upload can begin again.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._settings.temporary_folder) as folder:
+                path = Path(folder) / "upload"
+                sha256, size = await self._assemble(upload["id"], path)
+                if size == 0:
+                    raise invalid("EMPTY_FILE", "the upload has no bytes")
+                if upload["sha256"] and upload["sha256"] != sha256:
+                    raise invalid("CHECKSUM_MISMATCH", "the bytes do not have the announced sha256", "spec.sha256")
+                facts = None
+                if not await self._pool.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
+                    facts = await self._probe(path)
+                track, existed = await self._store(upload, sha256, size, path, facts)
+        except ApiError:
+            await self.discard(upload)
+            raise
+        await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+        telemetry.log().info("track stored", bytes=size, existed=existed)
+        return track, existed
+
+    async def _assemble(self, upload_id: UUID, path: Path) -> tuple[str, int]:
+        """Write the pieces of an upload to one file; returns its digest and size."""
+        pieces = await self._pool.fetch(
+            "SELECT start FROM upload_pieces WHERE upload_id = $1 ORDER BY start", upload_id
+        )
+        digest, size = hashlib.sha256(), 0
+        with path.open("wb") as file:
+            for piece in pieces:
+                async for data in self._objects.read(keys.upload_piece(upload_id, piece["start"])):
+                    file.write(data)
+                    digest.update(data)
+                    size += len(data)
+        return digest.hexdigest(), size
+
+    async def _probe(self, path: Path) -> TrackFacts:
+        try:
+            async with self._probes:
+                return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
+        except MediaError as error:
+            raise invalid(error.reason, str(error)) from error
+
+    async def _store(
+        self, upload: Row, sha256: str, size: int, path: Path, facts: TrackFacts | None
+    ) -> tuple[Row, bool]:
+        async with self._pool.acquire() as connection, connection.transaction():
+            # Against another upload, or the deletion, of the same bytes.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", sha256)
+            if not await connection.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
+                if facts is None:  # deleted since we looked
+                    facts = await self._probe(path)
+                key = keys.track_source(sha256, facts.extension)
+                await self._objects.put_file(key, path, "application/octet-stream")
+                await connection.execute(
+                    """INSERT INTO recordings (sha256, size_bytes, object_key, container, codec, sample_rate, channels,
+                                               frames, bit_depth, mean, std, peak)
+                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)""",
+                    sha256,
+                    size,
+                    key,
+                    facts.container,
+                    facts.codec,
+                    facts.sample_rate,
+                    facts.channels,
+                    facts.frames,
+                    facts.bit_depth,
+                    facts.mean,
+                    facts.std,
+                    facts.peak,
+                )
+            created = await connection.fetchval(
+                """INSERT INTO tracks (id, owner, display_name, sha256) VALUES ($1, $2, $3, $4)
+                   ON CONFLICT (owner, sha256) DO NOTHING RETURNING id""",
+                uuid4(),
+                upload["owner"],
+                upload["display_name"],
+                sha256,
+            )
+            track = await connection.fetchrow(
+                f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
+                    WHERE t.owner = $1 AND t.sha256 = $2""",
+                upload["owner"],
+                sha256,
+            )
+            assert track is not None
+            await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
+            await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
+            return track, created is None
+
+    async def discard(self, upload: Row) -> None:
+        """Forget an upload and remove what it stored."""
+        await self._pool.execute("DELETE FROM uploads WHERE id = $1", upload["id"])
+        await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+
+
+class _Writer:
+    """The one stream that may go on with an upload."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore, upload_id: UUID, token: UUID, committed: int) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._upload_id = upload_id
+        self._token = token
+        self._committed = committed
+        self._buffer = bytearray()
+
+    @classmethod
+    async def open(cls, pool: Pool, objects: ObjectStore, upload_id: UUID) -> _Writer:
+        """Take the upload over from whatever stream had it."""
+        token = uuid4()
+        committed = await pool.fetchval(
+            "UPDATE uploads SET writer = $2 WHERE id = $1 RETURNING committed_bytes", upload_id, token
+        )
+        if committed is None:
+            raise not_found("upload", str(upload_id))
+        return cls(pool, objects, upload_id, token, committed)
+
+    @property
+    def position(self) -> int:
+        """Offset of the next byte."""
+        return self._committed + len(self._buffer)
+
+    async def write(self, data: bytes) -> None:
+        """Take ``data`` in, and store a piece when there is enough for one."""
+        self._buffer += data
+        if len(self._buffer) >= PIECE_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Store and commit what is held in memory."""
+        if not self._buffer:
+            return
+        data, self._buffer = bytes(self._buffer), bytearray()
+        await self._objects.put(keys.upload_piece(self._upload_id, self._committed), data)
+        async with self._pool.acquire() as connection, connection.transaction():
+            ours = await connection.fetchval(
+                """UPDATE uploads SET committed_bytes = committed_bytes + $4, updated_at = now()
+                   WHERE id = $1 AND writer = $2 AND committed_bytes = $3 RETURNING 1""",
+                self._upload_id,
+                self._token,
+                self._committed,
+                len(data),
+            )
+            if ours is None:
+                raise ApiError(grpc.StatusCode.ABORTED, "UPLOAD_TAKEN_OVER", "another stream goes on with this upload")
+            await connection.execute(
+                "INSERT INTO upload_pieces (upload_id, start, size_bytes) VALUES ($1, $2, $3)",
+                self._upload_id,
+                self._committed,
+                len(data),
+            )
+        self._committed += len(data)
+
+
+def url_key(upload: Row) -> str:
+    """Where an upload by HTTP puts its bytes."""
+    return keys.upload_piece(upload["id"], 0)
+
+
+def clean_name(name: str) -> str:
+    """A display name without folders, control characters and direction tricks; never empty."""
+    base = re.split(r"[/\\]", name.strip())[-1]
+    with suppress(UnicodeError):
+        base = unicodedata.normalize("NFC", base)
+    base = "".join(character for character in base if unicodedata.category(character)[0] != "C").strip()
+    return base if base.strip(".") else "untitled"
+
+
+def _too_slow(detail: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "UPLOAD_TOO_SLOW",
+        f"{detail}; the upload can be resumed",
+    )

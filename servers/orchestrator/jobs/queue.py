@@ -1,0 +1,140 @@
+"""The queue: streaQ on Redis, and all that this system knows of it.
+
+The queue only dispatches ids; PostgreSQL has the truth. So a lost queue loses nothing (the reconciler
+fills it again) and a job that is delivered twice is run once (the second claim finds a live attempt).
+Interactive jobs are always taken before background ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from streaq import Worker
+
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+
+QUEUE = "contrafact"
+PRIORITIES = ["BACKGROUND", "INTERACTIVE"]  # from lowest to highest
+
+Handler = Callable[[UUID], Awaitable[None]]
+
+
+def _worker(settings: Settings, handler: Handler | None) -> tuple[Worker[None], Any]:
+    worker: Worker[None] = Worker(
+        redis_url=settings.redis_url,
+        redis_kwargs={"stream_timeout": 30, "connect_timeout": 5},
+        queue_name=QUEUE,
+        priorities=list(PRIORITIES),
+        concurrency=settings.worker_concurrency,
+        serializer=json.dumps,  # the default is pickle
+        deserializer=json.loads,
+        handle_signals=False,
+        idle_timeout=settings.lease_seconds,
+    )
+    # One prefetched job more than run would be an order of priority decided too early.
+    worker.prefetch = settings.worker_concurrency
+
+    @worker.task(max_tries=None, timeout=None, ttl=0, name="run_job", silent=True)
+    async def run_job(job_id: str) -> None:
+        if handler is not None:
+            await handler(UUID(job_id))
+
+    return worker, run_job
+
+
+class QueueUnavailable(Exception):
+    """The job was not dispatched; the reconciler will do it."""
+
+
+class JobQueue:
+    """The sending side; used as a context manager.
+
+    streaQ's client belongs to the task that opened it, so one task sends for all callers and connects
+    again when Redis was away.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._outbox: asyncio.Queue[tuple[UUID, str, int, asyncio.Future[None]]] = asyncio.Queue(maxsize=1000)
+        self._sender: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sender = asyncio.create_task(self._sending())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sender
+
+    async def enqueue(self, job_id: UUID, priority: str, attempt: int) -> None:
+        """Dispatch a job; the same job and attempt again while it waits changes nothing.
+
+        Raises:
+            QueueUnavailable: Redis cannot be reached within 5 s.
+        """
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(5):
+                await self._outbox.put((job_id, priority, attempt, sent))
+                await sent
+        except Exception as error:
+            raise QueueUnavailable(type(error).__name__) from error
+
+    async def _sending(self) -> None:
+        while True:
+            try:
+                worker, task = _worker(self._settings, None)
+                async with worker:
+                    while True:
+                        await self._send(task)
+            except Exception as error:
+                telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
+                await asyncio.sleep(1)
+
+    async def _send(self, task: Any) -> None:
+        job_id, priority, attempt, sent = await self._outbox.get()
+        if sent.done():  # its caller has given up
+            return
+        message = task.enqueue(str(job_id)).start(priority=priority)
+        message.id = f"{job_id}-{attempt}"
+        try:
+            await message
+        except Exception as error:
+            sent.set_exception(error)
+            raise
+        if not sent.done():
+            sent.set_result(None)
+
+
+async def consume(settings: Settings, handler: Handler, ready: asyncio.Event) -> None:
+    """Run ``handler`` on every dispatched job until cancelled, at most ``worker_concurrency`` at a time.
+
+    streaQ ends when Redis goes away, so it is started again here, for ever. When cancelled, it waits for
+    the handlers that run: the caller sees to it that they end.
+    """
+    logging.getLogger("streaq").setLevel(logging.ERROR)
+    delay = 0.5
+    while True:
+        worker, _ = _worker(settings, handler)
+        started = asyncio.get_running_loop().time()
+        try:
+            ready.set()
+            await worker.run_async()
+        except Exception as error:
+            telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
+        if asyncio.get_running_loop().time() - started > 30:
+            delay = 0.5
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 10)

@@ -1,0 +1,246 @@
+"""Runs jobs: claims them, keeps their lease, tells the world, and sees every one to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+import urllib3.exceptions
+from contrafact.v1 import job_pb2
+from minio.error import MinioException
+
+from servers.orchestrator.jobs import messages
+from servers.orchestrator.jobs.events import JobEvents
+from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
+from servers.orchestrator.jobs.store import JobStore, LeaseLost
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+from servers.storage.database import Row
+
+MAX_ATTEMPTS = 3
+BEAT_SECONDS = 1.0
+
+# The world around us failed, not the job: worth another attempt.
+_INFRASTRUCTURE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    MinioException,
+    urllib3.exceptions.HTTPError,
+)
+
+
+class JobFailure(Exception):
+    """A pipeline gives up for a reason that the caller should hear.
+
+    Args:
+        reason: UPPER_SNAKE_CASE.
+        message: A sentence for people.
+        retryable: Whether the same job may succeed later.
+    """
+
+    def __init__(self, reason: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retryable = retryable
+
+
+class _Stop(Enum):
+    CANCELLED = "the caller cancelled"
+    LOST = "another attempt took over"
+    DRAINING = "this worker stops"
+
+
+class JobRun:
+    """One attempt at one job, as its pipeline sees it."""
+
+    def __init__(self, row: Row, store: JobStore, events: JobEvents) -> None:
+        self.row = row
+        self.id: UUID = row["id"]
+        self.attempt: int = row["attempt"]
+        self.priority = 1 if row["priority"] == "INTERACTIVE" else 2
+        self.store = store
+        self.events = events
+        self.warnings: list[str] = []
+        self.timings: list[dict[str, Any]] = []
+        self._stage = "UNSPECIFIED"
+        self._stage_began = time.monotonic()
+        self._fraction = 0.0
+        self._rate_from: tuple[float, float] | None = None  # time and fraction at the first progress
+
+    async def stage(self, name: str) -> None:
+        """Enter a stage: the name of a value of the proto enum ``Stage`` without its prefix."""
+        self._end_stage()
+        self._stage = name
+        await self._publish_progress()
+
+    def _end_stage(self) -> None:
+        now = time.monotonic()
+        if self._stage != "UNSPECIFIED":
+            seconds = now - self._stage_began
+            self.timings.append({"stage": self._stage, "seconds": round(seconds, 4)})
+            telemetry.STAGE_SECONDS.labels(self.row["kind"], self._stage).observe(seconds)
+        self._stage_began = now
+
+    async def progress(self, fraction: float) -> None:
+        """Say that ``fraction`` (0 to 1) of the whole work is done."""
+        self._fraction = max(self._fraction, min(fraction, 1.0))
+        if self._rate_from is None:
+            self._rate_from = (time.monotonic(), self._fraction)
+        await self._publish_progress()
+
+    def eta(self) -> float | None:
+        """Estimated seconds to the end, once there is a rate to judge by."""
+        if self._rate_from is None or self._fraction <= self._rate_from[1]:
+            return None
+        rate = (self._fraction - self._rate_from[1]) / (time.monotonic() - self._rate_from[0])
+        return (1 - self._fraction) / rate
+
+    async def _publish_progress(self) -> None:
+        progress = job_pb2.Progress(
+            stage=job_pb2.Stage.Value(f"STAGE_{self._stage}"),
+            fraction=self._fraction,
+            eta=messages.duration(self.eta()),
+        )
+        await self.events.publish(self.id, job_pb2.JobEvent(progress=progress))
+
+    async def beat(self) -> bool:
+        """Renew the lease; returns whether the job is to be cancelled. Raises LeaseLost."""
+        return await self.store.beat(self.id, self.attempt, self._stage, self._fraction, self.eta())
+
+
+Pipeline = Callable[[JobRun], Awaitable[None]]
+
+
+class Runner:
+    """Runs jobs with the pipelines of their kinds."""
+
+    def __init__(
+        self,
+        pipelines: dict[str, Pipeline],
+        store: JobStore,
+        events: JobEvents,
+        queue: JobQueue,
+        settings: Settings,
+    ) -> None:
+        self._pipelines = pipelines
+        self._store = store
+        self._events = events
+        self._queue = queue
+        self._settings = settings
+        self._running: dict[asyncio.Task[None], list[_Stop]] = {}
+
+    async def drain(self) -> None:
+        """Stop all running jobs and hand them back to the queue."""
+        for task, why in self._running.items():
+            why.append(_Stop.DRAINING)
+            task.cancel()
+
+    async def handle(self, job_id: UUID) -> None:
+        """Run a job that was dispatched; returns when this attempt has ended, however it ended."""
+        row = await self._store.claim(job_id, self._settings.lease_seconds)
+        if row is None:
+            return  # it has ended, or somebody is at it
+        run = JobRun(row, self._store, self._events)
+        ids = {"job_id": str(job_id), "request_id": row["headers"].get("x-request-id", "")}
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            telemetry.span("job", row["headers"], kind=row["kind"], attempt=run.attempt),
+        ):
+            try:
+                await self._attempt(run)
+            except LeaseLost:
+                telemetry.log().warning("lease lost", attempt=run.attempt)
+
+    async def _attempt(self, run: JobRun) -> None:
+        row = run.row
+        if row["cancel_requested"]:
+            return await self._finish(run, "CANCELLED")
+        if run.attempt > MAX_ATTEMPTS:
+            return await self._fail(
+                run,
+                JobFailure("ATTEMPTS_EXHAUSTED", f"{MAX_ATTEMPTS} attempts were cut short", retryable=True),
+            )
+        telemetry.log().info("job begins", kind=row["kind"], attempt=run.attempt)
+        if run.attempt == 1:
+            waited = (row["started_at"] - row["created_at"]).total_seconds()
+            telemetry.JOB_WAIT_SECONDS.labels(row["kind"], row["priority"]).observe(waited)
+        await self._tell(run, row)
+
+        why: list[_Stop] = []
+        work = asyncio.ensure_future(self._pipelines[row["kind"]](run))
+        self._running[work] = why
+        beating = asyncio.create_task(self._beating(run, work, why))
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not why:
+                raise
+        except JobFailure as failure:
+            return await self._fail(run, failure)
+        except LeaseLost:
+            raise
+        except _INFRASTRUCTURE as error:
+            telemetry.log().exception("attempt failed")
+            if run.attempt < MAX_ATTEMPTS:
+                return await self._store.hand_back(run.id, run.attempt)  # the reconciler dispatches it again
+            return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
+        except Exception as error:
+            telemetry.log().exception("job failed")
+            return await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
+        finally:
+            del self._running[work]
+            beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beating
+        if not why:
+            return await self._finish(run, "SUCCEEDED")
+        if why[0] is _Stop.CANCELLED:
+            return await self._finish(run, "CANCELLED")
+        if why[0] is _Stop.DRAINING:
+            await self._store.hand_back(run.id, run.attempt)
+            with contextlib.suppress(QueueUnavailable):
+                await self._queue.enqueue(run.id, row["priority"], run.attempt)
+
+    async def _beating(self, run: JobRun, work: asyncio.Future[None], why: list[_Stop]) -> None:
+        while True:
+            try:
+                if await run.beat():
+                    why.append(_Stop.CANCELLED)
+            except LeaseLost:
+                why.append(_Stop.LOST)
+            except _INFRASTRUCTURE as error:
+                # The work may go on: writes are fenced, whoever takes over meanwhile wins.
+                telemetry.log().warning("lease not renewed", error=type(error).__name__)
+            if why:
+                work.cancel()
+                return
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _fail(self, run: JobRun, failure: JobFailure) -> None:
+        error = {"reason": failure.reason, "message": failure.message, "retryable": failure.retryable}
+        await self._finish(run, "FAILED", error)
+
+    async def _finish(self, run: JobRun, state: str, error: dict[str, Any] | None = None) -> None:
+        await run.stage("UNSPECIFIED")
+        row = await self._store.finish(
+            run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
+        )
+        reason = error["reason"] if error else ""
+        telemetry.JOBS.labels(row["kind"], state, reason).inc()
+        telemetry.log().info("job ended", state=state, reason=reason)
+        await self._tell(run, row)
+
+    async def _tell(self, run: JobRun, row: Row) -> None:
+        stems = await self._store.stems([run.id])
+        await self._events.publish(run.id, job_pb2.JobEvent(job=messages.job(row, stems)))

@@ -1,0 +1,228 @@
+"""Rows of jobs: every change a job can make, each in one statement.
+
+A worker's writes carry its attempt number and change nothing once a newer attempt exists or the job has
+ended (fencing); they then raise :class:`LeaseLost`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from servers.storage.database import Connection, Pool, Row
+
+FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+class LeaseLost(Exception):
+    """Another attempt has taken over, or the job has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a job is created from; ``spec`` is the JSON form of the kind's proto message."""
+
+    owner: str
+    request_id: UUID
+    kind: str
+    priority: str
+    track_id: UUID
+    spec: dict[str, Any]
+    headers: dict[str, str]
+
+
+class JobStore:
+    """The table of jobs."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def create(self, job: NewJob) -> tuple[Row, bool]:
+        """Insert a job, or find the one that the same request made; say whether it is new."""
+        row = await self._pool.fetchrow(
+            """INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+               ON CONFLICT (owner, request_id) DO NOTHING RETURNING *""",
+            uuid4(),
+            job.owner,
+            job.request_id,
+            job.kind,
+            job.priority,
+            job.track_id,
+            job.spec,
+            job.headers,
+        )
+        if row is not None:
+            return row, True
+        row = await self._pool.fetchrow(
+            "SELECT * FROM jobs WHERE owner = $1 AND request_id = $2", job.owner, job.request_id
+        )
+        assert row is not None
+        return row, False
+
+    async def get(self, job_id: UUID, owner: str | None = None) -> Row | None:
+        """A job, if it exists and belongs to ``owner`` (None: to anyone)."""
+        return await self._pool.fetchrow(
+            "SELECT * FROM jobs WHERE id = $1 AND ($2::text IS NULL OR owner = $2)", job_id, owner
+        )
+
+    async def page(
+        self,
+        owner: str,
+        limit: int,
+        before: tuple[dt.datetime, UUID] | None,
+        states: Sequence[str],
+        track_id: UUID | None,
+    ) -> list[Row]:
+        """Jobs of ``owner``, newest first, those created before the position ``before``."""
+        created_at, job_id = before or (None, None)
+        return await self._pool.fetch(
+            """SELECT * FROM jobs
+               WHERE owner = $1
+                 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
+                 AND (cardinality($4::text[]) = 0 OR state = ANY($4))
+                 AND ($5::uuid IS NULL OR track_id = $5)
+               ORDER BY created_at DESC, id DESC LIMIT $6""",
+            owner,
+            created_at,
+            job_id,
+            list(states),
+            track_id,
+            limit,
+        )
+
+    async def stems(self, job_ids: Sequence[UUID]) -> list[Row]:
+        """The stored stems of jobs, with ``job_id``."""
+        return await self._pool.fetch(
+            """SELECT job_id, stems.* FROM job_stems JOIN stems USING (sha256, model, stem, format)
+               WHERE job_id = ANY($1) ORDER BY created_at, stem""",
+            list(job_ids),
+        )
+
+    async def queue_position(self, row: Row) -> int:
+        """How many waiting jobs a worker would start before this one ('INTERACTIVE' > 'BACKGROUND')."""
+        if row["state"] != "QUEUED":
+            return 0
+        return int(
+            await self._pool.fetchval(
+                """SELECT count(*) FROM jobs WHERE state = 'QUEUED' AND id <> $1
+                     AND (priority > $2 OR (priority = $2 AND created_at < $3))""",
+                row["id"],
+                row["priority"],
+                row["created_at"],
+            )
+        )
+
+    async def claim(self, job_id: UUID, lease_seconds: float) -> Row | None:
+        """Begin the next attempt at a job, unless it has ended or a live worker is at it."""
+        return await self._pool.fetchrow(
+            """UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, heartbeat_at = now(),
+                               started_at = coalesce(started_at, now()), stage = 'UNSPECIFIED', fraction = 0
+               WHERE id = $1 AND (state = 'QUEUED'
+                                  OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval))
+               RETURNING *""",
+            job_id,
+            dt.timedelta(seconds=lease_seconds),
+        )
+
+    async def beat(self, job_id: UUID, attempt: int, stage: str, fraction: float, eta: float | None) -> bool:
+        """Renew the lease and store progress; returns whether the job is to be cancelled."""
+        cancel = await self._pool.fetchval(
+            """UPDATE jobs SET heartbeat_at = now(), stage = $3, fraction = $4, eta_seconds = $5
+               WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' RETURNING cancel_requested""",
+            job_id,
+            attempt,
+            stage,
+            fraction,
+            eta,
+        )
+        if cancel is None:
+            raise LeaseLost
+        return bool(cancel)
+
+    async def hold(self, connection: Connection, job_id: UUID, attempt: int) -> None:
+        """Within a transaction: make sure that the attempt is live, and keep it so until the end."""
+        held = await connection.fetchval(
+            "SELECT 1 FROM jobs WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' FOR UPDATE",
+            job_id,
+            attempt,
+        )
+        if held is None:
+            raise LeaseLost
+
+    async def finish(
+        self,
+        job_id: UUID,
+        attempt: int,
+        state: str,
+        *,
+        error: dict[str, Any] | None = None,
+        warnings: Sequence[str] = (),
+        timings: Sequence[dict[str, Any]] = (),
+    ) -> Row:
+        """Put a running job into a final state."""
+        row = await self._pool.fetchrow(
+            """UPDATE jobs SET state = $3, error = $4, warnings = $5, timings = $6, ended_at = now(),
+                               eta_seconds = NULL,
+                               fraction = CASE WHEN $3 = 'SUCCEEDED' THEN 1 ELSE fraction END
+               WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' RETURNING *""",
+            job_id,
+            attempt,
+            state,
+            error,
+            list(warnings),
+            list(timings),
+        )
+        if row is None:
+            raise LeaseLost
+        return row
+
+    async def hand_back(self, job_id: UUID, attempt: int) -> None:
+        """Return a running job to the queue: this worker stops."""
+        await self._pool.execute(
+            """UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL
+               WHERE id = $1 AND attempt = $2 AND state = 'RUNNING'""",
+            job_id,
+            attempt,
+        )
+
+    async def cancel(self, job_id: UUID, owner: str) -> Row | None:
+        """Cancel a waiting job, or ask the worker of a running one to; None if there is none."""
+        return await self._pool.fetchrow(
+            """UPDATE jobs SET
+                   cancel_requested = cancel_requested OR state IN ('QUEUED', 'RUNNING'),
+                   ended_at = CASE WHEN state = 'QUEUED' THEN now() ELSE ended_at END,
+                   state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE state END
+               WHERE id = $1 AND owner = $2 RETURNING *""",
+            job_id,
+            owner,
+        )
+
+    async def unfinished_of_track(self, track_id: UUID) -> list[UUID]:
+        """Jobs of a track that have not ended."""
+        rows = await self._pool.fetch(
+            "SELECT id FROM jobs WHERE track_id = $1 AND state IN ('QUEUED', 'RUNNING')", track_id
+        )
+        return [row["id"] for row in rows]
+
+    async def stranded(self, queued_seconds: float, lease_seconds: float) -> list[Row]:
+        """Jobs that nobody seems to be at: long in the queue, or without a sign of life."""
+        return await self._pool.fetch(
+            """SELECT * FROM jobs
+               WHERE (state = 'QUEUED' AND created_at < now() - $1::interval)
+                  OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval)
+               ORDER BY priority DESC, created_at LIMIT 1000""",
+            dt.timedelta(seconds=queued_seconds),
+            dt.timedelta(seconds=lease_seconds),
+        )
+
+    async def counts(self) -> list[Row]:
+        """Unfinished jobs by state and priority, with the age of the oldest in seconds."""
+        return await self._pool.fetch(
+            """SELECT state, priority, count(*) AS jobs,
+                      extract(epoch FROM now() - min(created_at))::float8 AS oldest
+               FROM jobs WHERE state IN ('QUEUED', 'RUNNING') GROUP BY state, priority"""
+        )

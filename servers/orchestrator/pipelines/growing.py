@@ -1,0 +1,86 @@
+"""Results that can be listened to while they are being made."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import numpy as np
+from contrafact.v1 import job_pb2
+from numpy.typing import NDArray
+
+from servers.media.encode import AudioFormat, Encoder
+from servers.orchestrator.jobs.messages import STEMS
+from servers.orchestrator.jobs.runner import JobRun
+from servers.storage import keys
+from servers.storage.database import Pool
+from servers.storage.objects import ObjectStore
+
+# Encoders and containers hold back less than this: frames before it can be decoded for certain.
+CODEC_DELAY_FRAMES = 16_384
+
+
+class GrowingStem:
+    """Encodes one stem and stores its bytes as small objects, each announced as soon as it is stored.
+
+    Put one after the other, the objects are the finished file, byte for byte.
+    """
+
+    def __init__(
+        self,
+        run: JobRun,
+        pool: Pool,
+        objects: ObjectStore,
+        stem: str,
+        audio_format: AudioFormat,
+        encoder: Encoder,
+    ) -> None:
+        self.stem = stem
+        self.format = audio_format
+        self.encoder = encoder
+        self.size = 0
+        self.pieces: list[str] = []
+        self._digest = hashlib.sha256()
+        self._frames = 0
+        self._run = run
+        self._pool = pool
+        self._objects = objects
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all bytes so far."""
+        return self._digest.hexdigest()
+
+    async def write(self, samples: NDArray[np.float32]) -> None:
+        """Encode ``samples`` [channels, n] and store what bytes come of it."""
+        self._frames += samples.shape[1]
+        data = await asyncio.to_thread(self.encoder.encode, samples)
+        await self._store(data, max(0, self._frames - CODEC_DELAY_FRAMES))
+
+    async def finish(self) -> None:
+        """Store the last bytes."""
+        data = await asyncio.to_thread(self.encoder.finish)
+        await self._store(data, self._frames)
+
+    async def _store(self, data: bytes, frames_ready: int) -> None:
+        if not data:
+            return
+        key = keys.live_piece(self._run.id, self._run.attempt, self.stem, self.size)
+        await self._objects.put(key, data)
+        await self._pool.execute(
+            """INSERT INTO live_pieces (job_id, attempt, stem, start, size_bytes, frames_ready)
+               VALUES ($1, $2, $3, $4, $5, $6)""",
+            self._run.id,
+            self._run.attempt,
+            self.stem,
+            self.size,
+            len(data),
+            frames_ready,
+        )
+        piece = job_pb2.LivePiece(
+            stem=STEMS[self.stem], offset=self.size, size_bytes=len(data), frames_ready=frames_ready
+        )
+        await self._run.events.publish(self._run.id, job_pb2.JobEvent(piece=piece))
+        self.pieces.append(key)
+        self.size += len(data)
+        self._digest.update(data)

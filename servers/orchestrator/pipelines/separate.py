@@ -1,0 +1,278 @@
+"""The pipeline of SEPARATE jobs: decode, separate, encode, store; all streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+from contrafact.v1 import job_pb2
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from servers.inference.keeper import ModelKeeper, ModelUnavailable
+from servers.inference.models import SEPARATION_MODELS
+from servers.inference.separation import (
+    CHANNELS,
+    SAMPLE_RATE,
+    SOURCES,
+    Level,
+    SegmentFailed,
+    Separated,
+    Separator,
+)
+from servers.media.blocks import Block
+from servers.media.decode import decode
+from servers.media.encode import AudioFormat, Encoder
+from servers.media.errors import MediaError
+from servers.media.resample import resample, resampled_frames
+from servers.orchestrator.jobs import messages
+from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.orchestrator.pipelines.growing import GrowingStem
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+from servers.storage import keys
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectMissing, ObjectStore
+
+DEFAULT_STEMS = ("vocals", "drums", "bass", "other")
+INSTRUMENTAL = "instrumental"
+# Shares of the whole work that are done when a stage ends.
+FETCHED, SEPARATED = 0.01, 0.97
+
+Samples = NDArray[np.float32]
+
+
+class SeparatePipeline:
+    """Runs SEPARATE jobs."""
+
+    def __init__(
+        self, pool: Pool, objects: ObjectStore, separator: Separator, keeper: ModelKeeper, settings: Settings
+    ) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._separator = separator
+        self._keeper = keeper
+        self._settings = settings
+
+    async def __call__(self, run: JobRun) -> None:
+        """Make the stems that the job wants and nobody has made yet."""
+        spec = json_format.ParseDict(run.row["spec"], job_pb2.SeparationSpec())
+        audio_format = next(key for key, value in messages.FORMATS.items() if value == spec.format)
+        model = f"{spec.model}-{SEPARATION_MODELS[spec.model]}"
+        recording = await self._pool.fetchrow(
+            "SELECT r.* FROM recordings r JOIN tracks t USING (sha256) WHERE t.id = $1", run.row["track_id"]
+        )
+        if recording is None:
+            raise JobFailure("TRACK_DELETED", "the track was deleted")
+        missing = []
+        for stem in (messages.STEM_NAMES[kind] for kind in spec.stems):
+            if not await self._reuse(run, recording, model, stem, audio_format):
+                missing.append(stem)
+        if not missing:
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._settings.temporary_folder) as folder:
+                source = Path(folder) / "source"
+                await self._fetch(run, recording, source)
+                await self._model_alive(run)
+                await run.stage("SEPARATE")
+                stems = await self._separate(run, recording, source, missing, audio_format)
+            await run.stage("PUBLISH")
+            for stem_result in stems:
+                await self._publish(run, recording, model, stem_result)
+        except MediaError as error:
+            raise JobFailure(error.reason, str(error)) from error
+        except SegmentFailed as error:
+            telemetry.log().error("separation failed", error=str(error))
+            raise JobFailure("MODEL_FAILED", "the model failed on a segment", retryable=True) from error
+        finally:
+            await self._forget_pieces(run)
+
+    async def _reuse(self, run: JobRun, recording: Row, model: str, stem: str, audio_format: AudioFormat) -> bool:
+        """Give the job a stem that exists already; returns whether there is one."""
+        key = (recording["sha256"], model, stem, audio_format.value)
+        row = await self._pool.fetchrow(
+            "SELECT * FROM stems WHERE sha256 = $1 AND model = $2 AND stem = $3 AND format = $4", *key
+        )
+        if row is None:
+            return False
+        await self._pool.execute(
+            """INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT DO NOTHING""",
+            run.id,
+            *key,
+        )
+        await self._announce(run, row)
+        return True
+
+    async def _fetch(self, run: JobRun, recording: Row, source: Path) -> None:
+        await run.stage("FETCH")
+        try:
+            await self._objects.fetch(recording["object_key"], source)
+        except ObjectMissing as error:
+            raise JobFailure("TRACK_DELETED", "the track's bytes are gone") from error
+        await run.progress(FETCHED)
+
+    async def _model_alive(self, run: JobRun) -> None:
+        """Wait for the model: its weights may still be on their way."""
+        await run.stage("LOAD_MODEL")
+        last: ModelUnavailable | None = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.model_load_timeout_seconds):
+                while True:
+                    try:
+                        return await self._keeper.ensure_alive()
+                    except ModelUnavailable as error:
+                        last = error
+                        await asyncio.sleep(1)
+        message = str(last) if last else "the model did not answer"
+        raise JobFailure("MODEL_UNAVAILABLE", message, retryable=True) from last
+
+    async def _separate(
+        self, run: JobRun, recording: Row, source: Path, stems: list[str], audio_format: AudioFormat
+    ) -> list[GrowingStem]:
+        rate, frames = recording["sample_rate"], recording["frames"]
+        channels = min(recording["channels"], CHANNELS)
+        growing = {
+            stem: GrowingStem(
+                run,
+                self._pool,
+                self._objects,
+                stem,
+                audio_format,
+                Encoder(audio_format, sample_rate=rate, channels=channels, frames=frames),
+            )
+            for stem in stems
+        }
+        level = Level(recording["mean"], recording["std"])
+        model_frames = max(1, resampled_frames(frames, rate, SAMPLE_RATE))
+        mix = _stereo(resample(decode(source), SAMPLE_RATE, frames=model_frames))
+        separated = self._separator.separate(
+            mix, model_frames, level, priority=run.priority, request_id=f"{run.id}/{run.attempt}"
+        )
+        # The instrumental is the track minus its vocals, so it needs the track beside the stems.
+        original = FrameReader(decode(source)) if INSTRUMENTAL in stems else None
+        try:
+            async with aclosing(resample(_as_blocks(separated), rate, frames=frames)) as blocks:
+                async for block in blocks:
+                    parts = {name: _part(block, index, channels) for index, name in enumerate(SOURCES)}
+                    if original is not None:
+                        parts[INSTRUMENTAL] = await original.take(block.frames) - parts["vocals"]
+                    await asyncio.gather(*(growing[stem].write(parts[stem]) for stem in stems))
+                    await run.progress(FETCHED + (SEPARATED - FETCHED) * block.end / frames)
+        finally:
+            if original is not None:
+                await original.aclose()
+        await asyncio.gather(*(stem.finish() for stem in growing.values()))
+        return list(growing.values())
+
+    async def _publish(self, run: JobRun, recording: Row, model: str, stem: GrowingStem) -> None:
+        """Put a finished stem in its place, unless a newer attempt or another job was faster."""
+        encoder = stem.encoder
+        key = keys.stem(recording["sha256"], model, stem.stem, stem.format.extension)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", key)
+            row = await connection.fetchrow("SELECT * FROM stems WHERE object_key = $1", key)
+            if row is None:
+                await self._objects.put_concatenated(key, stem.pieces, stem.size, stem.format.media_type)
+            # Not before the transfer: the job's row is locked from here on, and its lease must be renewed.
+            await run.store.hold(connection, run.id, run.attempt)
+            if row is None:
+                row = await connection.fetchrow(
+                    """INSERT INTO stems (sha256, model, stem, format, object_key, size_bytes, content_sha256,
+                                          sample_rate, channels, frames, peak, clipped)
+                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *""",
+                    recording["sha256"],
+                    model,
+                    stem.stem,
+                    stem.format.value,
+                    key,
+                    stem.size,
+                    stem.sha256,
+                    encoder.output_rate,
+                    min(recording["channels"], CHANNELS),
+                    encoder.output_frames,
+                    encoder.peak,
+                    encoder.clipped,
+                )
+            assert row is not None
+            await connection.execute(
+                "INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)",
+                run.id,
+                row["sha256"],
+                row["model"],
+                row["stem"],
+                row["format"],
+            )
+        await self._announce(run, row)
+
+    async def _announce(self, run: JobRun, row: Row) -> None:
+        artifact = messages.artifact(row, f"tracks/{run.row['track_id']}")
+        if artifact.clipped_samples:
+            over = 20 * np.log10(artifact.peak)
+            run.warnings.append(
+                f"{row['stem']}: {artifact.clipped_samples} samples above full scale (peak {over:+.2f} dBFS) "
+                f"were clipped by {row['format']}; ask for wav to keep them"
+            )
+        await run.events.publish(run.id, job_pb2.JobEvent(artifact=artifact))
+
+    async def _forget_pieces(self, run: JobRun) -> None:
+        """Remove the live pieces of all attempts so far: whoever still listens reads the finished stems."""
+        await self._pool.execute("DELETE FROM live_pieces WHERE job_id = $1 AND attempt <= $2", run.id, run.attempt)
+        for attempt in range(1, run.attempt + 1):
+            await self._objects.delete_prefix(f"{keys.live_prefix(run.id)}{attempt}/")
+
+
+class FrameReader:
+    """Reads a stream of blocks by a number of frames of one's own choice."""
+
+    def __init__(self, blocks: AsyncIterator[Block]) -> None:
+        self._blocks = blocks
+        self._rest: list[Samples] = []
+
+    async def take(self, frames: int) -> Samples:
+        """The next ``frames`` frames [channels, frames]; raises ValueError if there are fewer."""
+        taken: list[Samples] = []
+        while frames:
+            if not self._rest:
+                block = await anext(self._blocks, None)
+                if block is None:
+                    raise ValueError(f"the stream ended {frames} frames early")
+                self._rest.append(block.samples)
+            samples = self._rest.pop()
+            if samples.shape[1] > frames:
+                self._rest.append(samples[:, frames:])
+                samples = samples[:, :frames]
+            taken.append(samples)
+            frames -= samples.shape[1]
+        return np.concatenate(taken, axis=1)
+
+    async def aclose(self) -> None:
+        """Stop the stream."""
+        await self._blocks.aclose()  # type: ignore[attr-defined]
+
+
+async def _stereo(blocks: AsyncIterator[Block]) -> AsyncIterator[Block]:
+    """Mono blocks with both channels alike; stereo blocks as they are."""
+    async with aclosing(blocks):  # type: ignore[type-var]
+        async for block in blocks:
+            samples = np.repeat(block.samples, CHANNELS, axis=0) if block.channels == 1 else block.samples
+            yield Block(samples, block.sample_rate, block.start)
+
+
+async def _as_blocks(separated: AsyncIterator[Separated]) -> AsyncIterator[Block]:
+    """All channels of all sources side by side, so that one resampler serves them."""
+    async with aclosing(separated):  # type: ignore[type-var]
+        async for part in separated:
+            yield Block(part.samples.reshape(len(SOURCES) * CHANNELS, -1), SAMPLE_RATE, part.start)
+
+
+def _part(block: Block, index: int, channels: int) -> Samples:
+    """The source ``index`` of a block of all sources, [channels, frames]."""
+    samples = block.samples[index * CHANNELS : (index + 1) * CHANNELS]
+    return samples if channels == CHANNELS else samples.mean(axis=0, keepdims=True)

@@ -1,0 +1,249 @@
+"""The object store: S3 through ``minio``, as an asynchronous interface.
+
+``minio`` blocks, so calls run in a small thread pool of their own; its size bounds how many transfers a
+process has under way. Nothing here holds a whole object in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+
+from servers.platform.settings import MIB, Settings
+
+READ_BYTES = 512 * 1024
+PART_BYTES = 8 * MIB
+_THREADS = 16
+
+T = TypeVar("T")
+
+
+class ObjectMissing(LookupError):
+    """There is no object of that name."""
+
+
+class ObjectStore:
+    """One bucket of an S3 object store. Errors other than absence are raised as ``minio`` raises them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.s3_bucket
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
+        self._http = urllib3.PoolManager(
+            maxsize=_THREADS,
+            timeout=urllib3.Timeout(connect=5, read=60),
+            retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        )
+        self._client = self._minio(settings, settings.s3_endpoint)
+        # Signing is local arithmetic: this client never connects.
+        self._public = self._minio(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+
+    def _minio(self, settings: Settings, endpoint: str) -> Minio:
+        url = urlsplit(endpoint)
+        return Minio(
+            url.netloc,
+            access_key=settings.s3_access_key,
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            secure=url.scheme == "https",
+            region=settings.s3_region,
+            http_client=self._http,
+        )
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    async def close(self) -> None:
+        """Wait for transfers under way and free the threads."""
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        self._http.clear()
+
+    async def ensure_bucket(self) -> None:
+        """Make the bucket if it does not exist."""
+
+        def ensure() -> None:
+            if not self._client.bucket_exists(self._bucket):
+                try:
+                    self._client.make_bucket(self._bucket)
+                except S3Error as error:
+                    if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                        raise
+
+        await self._run(ensure)
+
+    async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
+        """Store ``data``; readers see all of it or nothing."""
+        await self._run(self._put, key, io.BytesIO(data), len(data), media_type)
+
+    async def put_file(self, key: str, path: Path, media_type: str) -> None:
+        """Store the file at ``path``, in parts."""
+
+        def put() -> None:
+            with path.open("rb") as file:
+                self._put(key, file, path.stat().st_size, media_type)
+
+        await self._run(put)
+
+    async def put_concatenated(self, key: str, parts: Sequence[str], size: int, media_type: str) -> None:
+        """Store the objects ``parts``, one after the other, ``size`` bytes in all, as one object.
+
+        Not S3's own part copy: that needs 5 MiB a part, and parts here are as small as a listener wants.
+        """
+
+        def put() -> None:
+            with io.BufferedReader(_Concatenation(self._client, self._bucket, parts), READ_BYTES) as reader:
+                self._put(key, reader, size, media_type)
+
+        await self._run(put)
+
+    def _put(self, key: str, data: BinaryIO, size: int, media_type: str) -> None:
+        self._client.put_object(
+            self._bucket,
+            key,
+            data,
+            size,
+            content_type=media_type,
+            part_size=PART_BYTES,
+            num_parallel_uploads=1,
+        )
+
+    async def read(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of an object from ``start`` on, in pieces of at most 512 KiB.
+
+        Raises:
+            ObjectMissing: There is no such object.
+        """
+        response = await self._run(self._open, key, start)
+        try:
+            while data := await self._run(response.read, READ_BYTES):
+                yield data
+        finally:
+            # Not awaited in the pool: an abandoned reader must not need a free thread to be closed.
+            response.close()
+            response.release_conn()
+
+    def _open(self, key: str, start: int) -> urllib3.BaseHTTPResponse:
+        with _absence(key):
+            return self._client.get_object(self._bucket, key, offset=start)
+
+    async def fetch(self, key: str, path: Path) -> None:
+        """Copy an object to a file. Raises ObjectMissing if there is none."""
+
+        def fetch() -> None:
+            response = self._open(key, 0)
+            try:
+                with path.open("wb") as file:
+                    while data := response.read(READ_BYTES):
+                        file.write(data)
+            finally:
+                response.close()
+                response.release_conn()
+
+        await self._run(fetch)
+
+    async def size(self, key: str) -> int:
+        """Size of an object in bytes. Raises ObjectMissing if there is none."""
+
+        def size() -> int:
+            with _absence(key):
+                return int(self._client.stat_object(self._bucket, key).size or 0)
+
+        return await self._run(size)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            await self.size(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def find(self, prefix: str) -> list[str]:
+        """Keys below ``prefix``."""
+        return await self._run(self._find, prefix)
+
+    def _find(self, prefix: str) -> list[str]:
+        found = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
+        return [str(item.object_name) for item in found]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that do not exist are no error."""
+
+        def delete() -> None:
+            errors = self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys])
+            for error in errors:
+                if error.code != "NoSuchKey":
+                    raise RuntimeError(f"cannot delete {error.name}: {error.code}")
+
+        if keys:
+            await self._run(delete)
+
+    async def delete_prefix(self, prefix: str) -> None:
+        """Remove all objects below ``prefix``."""
+        await self.delete(await self.find(prefix))
+
+    def download_url(self, key: str, ttl: timedelta, file_name: str) -> str:
+        """A URL that gives the object by GET for ``ttl``, to be saved as ``file_name``."""
+        headers: dict[str, Any] = {"response-content-disposition": f'attachment; filename="{file_name}"'}
+        url = self._public.presigned_get_object(self._bucket, key, expires=ttl, response_headers=headers)
+        return str(url)
+
+    def upload_url(self, key: str, ttl: timedelta) -> str:
+        """A URL that stores the object by PUT for ``ttl``."""
+        return str(self._public.presigned_put_object(self._bucket, key, expires=ttl))
+
+
+@contextmanager
+def _absence(key: str) -> Iterator[None]:
+    try:
+        yield
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise ObjectMissing(key) from error
+        raise
+
+
+class _Concatenation(io.RawIOBase):
+    """A file-like view of several objects, one after the other."""
+
+    def __init__(self, client: Minio, bucket: str, keys: Sequence[str]) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._keys = iter(keys)
+        self._response: urllib3.BaseHTTPResponse | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._response is None:
+                key = next(self._keys, None)
+                if key is None:
+                    return 0
+                self._response = self._client.get_object(self._bucket, key)
+            data = self._response.read(len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response.release_conn()
+            self._response = None
+
+    def close(self) -> None:
+        self._finish()
+        super().close()
