@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._errors import SourceUnavailable, WeightsCorrupt
 
 EMBEDDING_SCALE = np.float32(10.0)  # HTDemucs(emb_scale=10): the graph holds the embedding times this
 
 
-def state_dict(file: Path) -> dict[str, np.ndarray]:
+def state_dict(file: Path) -> dict[str, NDArray[Any]]:
     """Tensors by their PyTorch names, float32.
 
     Raises:
@@ -38,7 +39,7 @@ def state_dict(file: Path) -> dict[str, np.ndarray]:
     constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     state = {name: array for name, array in constants.items() if not name.startswith("onnx::")}
     # Cross attention uses its packed projection in two nodes: queries, then keys and values.
-    packed: dict[str, list[np.ndarray]] = {}
+    packed: dict[str, list[NDArray[Any]]] = {}
     for node in graph.node:
         for name in node.input:
             if name.startswith("onnx::") and name in constants:
@@ -51,9 +52,9 @@ def state_dict(file: Path) -> dict[str, np.ndarray]:
 def _place(
     file: Path,
     node: Any,
-    array: np.ndarray,
-    state: dict[str, np.ndarray],
-    packed: dict[str, list[np.ndarray]],
+    array: NDArray[Any],
+    state: dict[str, NDArray[Any]],
+    packed: dict[str, list[NDArray[Any]]],
 ) -> None:
     """Put the constant that ``node`` uses where it belongs in ``state`` or ``packed``."""
     scope = _module(node.name)

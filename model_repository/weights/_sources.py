@@ -37,16 +37,17 @@ def obtain(source: Source, folder: Path) -> Path:
 
 def _local(options: Mapping[str, Any], folder: Path) -> Path:
     """``path`` of the registry or ``$CONTRAFACT_WEIGHTS_LOCAL``: a file, or a folder with one of ``names``."""
-    place = options.get("path") or os.environ.get("CONTRAFACT_WEIGHTS_LOCAL")
+    place: str | None = options.get("path") or os.environ.get("CONTRAFACT_WEIGHTS_LOCAL")
     if not place:
         raise SourceUnavailable("no local path (CONTRAFACT_WEIGHTS_LOCAL is not set)")
     path = Path(place).expanduser()
     if path.is_file():
         return path
-    for name in options["names"]:
+    names: list[str] = options["names"]
+    for name in names:
         if (path / name).is_file():
             return path / name
-    raise SourceUnavailable(f"{path} has none of: {', '.join(options['names'])}")
+    raise SourceUnavailable(f"{path} has none of: {', '.join(names)}")
 
 
 def _object_store(options: Mapping[str, Any], folder: Path) -> Path:
@@ -138,9 +139,7 @@ def _npm(options: Mapping[str, Any], folder: Path) -> Path:
     command = [npm, "pack", package, "--loglevel=error", "--ignore-scripts", "--fetch-retries=1"]
     command += [f"--pack-destination={folder}", f"--cache={folder / 'npm-cache'}"]
     try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS, check=False
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SourceUnavailable(f"npm pack {package}: {error}") from None
     tarballs = sorted(folder.glob("*.tgz"))

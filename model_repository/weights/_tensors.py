@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._errors import WeightsCorrupt
 
 _DTYPES = {"float16": "F16", "float32": "F32", "int64": "I64"}
 
 
-def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write ``tensors`` (float16, float32 or int64) sorted by name, without metadata."""
     header: dict[str, dict[str, object]] = {}
     offset = 0
@@ -38,7 +40,7 @@ def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
             out.write(np.ascontiguousarray(tensors[name]).tobytes())
 
 
-def read(file: Path) -> dict[str, np.ndarray]:
+def read(file: Path) -> dict[str, NDArray[Any]]:
     """All tensors of a safetensors file by name; `WeightsCorrupt` if it is truncated or is not one."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -49,7 +51,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
         raise WeightsCorrupt(file, "content", "a safetensors file", error) from None
 
 
-def halve(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def halve(file: Path, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """``tensors`` as float16, exactly; `WeightsCorrupt` if a value of ``file`` would change.
 
     The published htdemucs checkpoint is half precision; float32 copies of it hold the same values, and

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _onnx, _tensors
 from ._errors import WeightsCorrupt, WeightsError
@@ -51,16 +52,17 @@ def load(file: Path) -> HTDemucs:
     import torch
     from demucs.htdemucs import HTDemucs
 
-    network = HTDemucs(**ARCHITECTURE)
+    network: HTDemucs = HTDemucs(**ARCHITECTURE)
     state = {name: torch.from_numpy(array).float() for name, array in _tensors.read(file).items()}
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WeightsCorrupt(file, "tensors", "those of HTDemucs", " ".join(str(error).split())) from None
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network
 
 
-def check_input() -> np.ndarray:
+def check_input() -> NDArray[Any]:
     """One segment, float32 ``[2, SEGMENT]`` with unit variance, the same on every machine.
 
     A low tone (bass), a vibrato tone with partials (voice), decaying noise bursts (drums): every stem answers.
@@ -76,17 +78,19 @@ def check_input() -> np.ndarray:
     left = 0.6 * noise * beat + 0.5 * bass + 0.4 * voice
     right = 0.6 * np.roll(noise, 7) * beat + 0.5 * bass + 0.35 * voice
     mix = np.stack([left, right])
-    return ((mix - mix.mean()) / mix.std()).astype(np.float32)
+    normal: NDArray[np.float32] = ((mix - mix.mean()) / mix.std()).astype(np.float32)
+    return normal
 
 
-def _hash(x: np.ndarray) -> np.ndarray:
+def _hash(x: NDArray[Any]) -> NDArray[Any]:
     """Well-mixed uint32 of each uint32 (C. Wellons' *lowbias32*)."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+    mixed: NDArray[np.uint32] = x ^ (x >> np.uint32(16))
+    return mixed
 
 
-def statistics(mix: np.ndarray, stems: np.ndarray) -> dict[str, list[float]]:
+def statistics(mix: NDArray[Any], stems: NDArray[Any]) -> dict[str, list[float]]:
     """Per stem ``[mean, standard deviation, peak, correlation with the mix]`` of ``stems`` ``[4, 2, frames]``."""
     result = {}
     for name, stem in zip(STEMS, stems.astype(np.float64), strict=True):

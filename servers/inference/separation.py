@@ -10,8 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,11 +63,11 @@ class Separator:
 
     async def separate(
         self, blocks: AsyncIterator[Block], frames: int, level: Level, *, priority: int, request_id: str
-    ) -> AsyncIterator[Separated]:
+    ) -> AsyncGenerator[Separated, None]:
         """Separate a stream of stereo blocks at 44.1 kHz.
 
         Args:
-            blocks: The track: ``frames`` frames of [2, n] in order.
+            blocks: The track: ``frames`` frames of [2, n] in order. Closing them is the caller's business.
             frames: Its length, at least 1.
             level: Of the whole track.
             priority: 1 overtakes 2 between segments.
@@ -94,21 +93,20 @@ class Separator:
             return Separated(final * np.float32(scale) + np.float32(level.mean), segment.start)
 
         try:
-            async with aclosing(blocks):  # type: ignore[type-var]
-                for segment in plan(frames, GEOMETRY):
-                    while history.end < min(segment.window + GEOMETRY.length, frames):
-                        block = await anext(blocks, None)
-                        if block is None:
-                            raise ValueError(f"the track ended after {history.end} of {frames} frames")
-                        history.append(block.samples)
-                    if len(waiting) == self._in_flight:
-                        yield await next_final()
-                    window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
-                    history.window(segment.window, GEOMETRY.length, window)
-                    # The last window reaches back at most half a segment before its start.
-                    history.forget(segment.start + GEOMETRY.stride - GEOMETRY.length // 2)
-                    name = f"{request_id}/{segment.index}"
-                    waiting.append((segment, asyncio.create_task(self._infer(window, segment, priority, name))))
+            for segment in plan(frames, GEOMETRY):
+                while history.end < min(segment.window + GEOMETRY.length, frames):
+                    block = await anext(blocks, None)
+                    if block is None:
+                        raise ValueError(f"the track ended after {history.end} of {frames} frames")
+                    history.append(block.samples)
+                if len(waiting) == self._in_flight:
+                    yield await next_final()
+                window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
+                history.window(segment.window, GEOMETRY.length, window)
+                # The last window reaches back at most half a segment before its start.
+                history.forget(segment.start + GEOMETRY.stride - GEOMETRY.length // 2)
+                name = f"{request_id}/{segment.index}"
+                waiting.append((segment, asyncio.create_task(self._infer(window, segment, priority, name))))
             while waiting:
                 yield await next_final()
         finally:

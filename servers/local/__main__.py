@@ -34,18 +34,14 @@ def up(
         typer.Option(help="Port of the API; 0: any free one. [default: 50051, or a free one if in use]"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
-    model_repository: Annotated[
-        Path | None, typer.Option(help="Triton's models. [default: Contrafact's]")
-    ] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Triton's models. [default: Contrafact's]")] = None,
     only: Annotated[
         str | None,
         typer.Option(help="Only these, comma-separated: postgres, valkey, s3, triton, or 'stores'."),
     ] = None,
     weights: Annotated[bool, typer.Option(help="Fetch missing model weights in the background.")] = True,
     triton_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each model.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON when ready, for programs.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready, for programs.")] = False,
 ) -> None:
     """Start everything, say how to reach it, and stop it on Ctrl-C or SIGTERM."""
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from servers.local.process import Command, tail
 
 ROOT = Path(__file__).resolve().parents[2]
 _READY = ('"event": "ready"', '"event":"ready"')
-_STARTED_SECONDS = 1.0
 
 
 def _module(environment: Mapping[str, str]) -> dict[str, str]:
@@ -53,14 +51,17 @@ def api(environment: Mapping[str, str], address: str, drain_seconds: float) -> C
 
 
 def worker(environment: Mapping[str, str], name: str, logs: Path, drain_seconds: float) -> Command:
-    """One worker. Ready when it says so, or, silent, when it has not failed in its first second."""
-    started = None
+    """One worker; it serves nobody, so its log tells when it is ready."""
 
     async def ready() -> bool:
-        nonlocal started
-        started = started or time.monotonic()
-        said = any(mark in tail(logs / f"{name}.log") for mark in _READY)
-        return said or time.monotonic() - started > _STARTED_SECONDS
+        return any(mark in tail(logs / f"{name}.log") for mark in _READY)
 
     arguments = [sys.executable, "-m", "servers.orchestrator.worker"]
-    return Command(name, arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)
+    return Command(
+        name,
+        arguments,
+        _module(environment),
+        ready=ready,
+        ready_seconds=60.0,
+        stop_seconds=drain_seconds + 5.0,
+    )

@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from servers.local.process import Child, Command, StackError
 
@@ -63,9 +63,7 @@ def _account(folder: Path) -> tuple[tuple[int, int] | None, bool]:
     try:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
-        raise StackError(
-            "postgres cannot run as root and there is no account 'nobody': use a normal user"
-        ) from None
+        raise StackError("postgres cannot run as root and there is no account 'nobody': use a normal user") from None
     reachable = _open_to_others(folder) and _open_to_others(_binaries() / "postgres")
     return (nobody.pw_uid, nobody.pw_gid), not reachable
 
@@ -117,8 +115,8 @@ async def _initialise(data: Path, logs: Path, environment: Mapping[str, str]) ->
     # The built-in locale sorts the same on every machine and needs none installed.
     arguments += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     arguments += ["--auth-local=trust", "--auth-host=reject"]
-    # No fsync of the 40 MB of empty cluster one by one; syncing once below is four times faster.
-    arguments += ["--no-sync"]
+    # One syncfs instead of an fsync for each of a thousand files.
+    arguments += ["--sync-method=syncfs"]
     command = Command("initdb", arguments, environment, user=user, override=override, folder=fresh)
     child = Child(command, logs)
     await child.spawn()
@@ -127,7 +125,6 @@ async def _initialise(data: Path, logs: Path, environment: Mapping[str, str]) ->
             raise StackError(f"postgres failed to initialise: {child.describe_exit()}")
     finally:
         await child.stop()
-    os.sync()
     fresh.rename(data)
 
 

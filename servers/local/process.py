@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from servers.local import shm
 
@@ -91,7 +91,7 @@ class Child:
     async def spawn(self) -> None:
         """Start the process with its output appended to a fresh log (the last run's is kept beside it)."""
         command = self.command
-        if self.restarts == 0 and self.log.exists():
+        if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
         user = "-" if command.user is None else "{}:{}".format(*command.user)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -71,9 +71,7 @@ class Stack:
         report: Callable[[str], None] = _log.info,
     ) -> None:
         if unknown := set(only or ()) - BACKENDS:
-            raise StackError(
-                f"unknown: {', '.join(sorted(unknown))} (there are: {', '.join(sorted(BACKENDS))})"
-            )
+            raise StackError(f"unknown: {', '.join(sorted(unknown))} (there are: {', '.join(sorted(BACKENDS))})")
         self.environment: dict[str, str] = {}
         self.processes: dict[str, Child] = {}
         self.started_seconds = 0.0
@@ -154,9 +152,7 @@ class Stack:
     async def _prepare_valkey(self) -> tuple[Command, dict[str, str]]:
         port, password = free_port(), self._folder.credentials().redis_password
         configuration = self._folder.run / "valkey.conf"
-        command = valkey.prepare(
-            self.folder / "valkey", configuration, port, password, self._child_environment()
-        )
+        command = valkey.prepare(self.folder / "valkey", configuration, port, password, self._child_environment())
         return command, {"CONTRAFACT_REDIS_URL": valkey.url(port, password)}
 
     async def _prepare_s3(self) -> tuple[Command, dict[str, str]]:
@@ -300,6 +296,4 @@ class Stack:
 
 def _backend_groups(processes: Mapping[str, Child]) -> list[list[Child]]:
     """Triton, then the stores."""
-    return [
-        [child for name, child in processes.items() if name in names] for names in (BACKENDS - STORES, STORES)
-    ]
+    return [[child for name, child in processes.items() if name in names] for names in (BACKENDS - STORES, STORES)]

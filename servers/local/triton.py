@@ -29,9 +29,7 @@ def _package() -> Path:
     """The folder of bundled binaries; found without importing pytriton, which takes seconds."""
     found = importlib.util.find_spec("pytriton")
     if found is None or found.origin is None:
-        raise StackError(
-            "triton cannot start: nvidia-pytriton is not installed (it exists for Linux on x86-64)"
-        )
+        raise StackError("triton cannot start: nvidia-pytriton is not installed (it exists for Linux on x86-64)")
     return Path(found.origin).parent / "tritonserver"
 
 
@@ -40,9 +38,7 @@ def _stub(package: Path) -> Path:
     if platform.system() != "Linux" or not stub.exists():
         have = ", ".join(sorted(folder.name for folder in stub.parent.parent.glob("3.*"))) or "none"
         system = f"{platform.system()} {platform.machine()}"
-        raise StackError(
-            f"triton cannot start: no stub for Python {_VERSION} on {system} (there are: {have})"
-        )
+        raise StackError(f"triton cannot start: no stub for Python {_VERSION} on {system} (there are: {have})")
     return stub
 
 

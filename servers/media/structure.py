@@ -88,9 +88,7 @@ def _check_channels(channels: int, rate: float) -> None:
     if channels < 1 or rate <= 0:
         raise MediaError(Reason.CORRUPT, "The header states no channels or no sample rate.")
     if channels > MAX_CHANNELS:
-        raise MediaError(
-            Reason.TOO_MANY_CHANNELS, f"The file has {channels} channels; at most {MAX_CHANNELS} fit."
-        )
+        raise MediaError(Reason.TOO_MANY_CHANNELS, f"The file has {channels} channels; at most {MAX_CHANNELS} fit.")
 
 
 def _wav(file: BinaryIO, size: int, offset: int) -> int | None:

@@ -30,9 +30,7 @@ _VOWELS = (
 _PEAK = 0.89
 
 
-def make_stems(
-    *, seconds: float = 12.0, sample_rate: int = 44_100, seed: int = 0
-) -> dict[str, NDArray[np.float32]]:
+def make_stems(*, seconds: float = 12.0, sample_rate: int = 44_100, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """The stems ``drums``, ``bass``, ``other`` and ``vocals``: float32 ``[2, frames]``. Their sum peaks at
     0.89.
 
@@ -106,12 +104,10 @@ def _saw(frequency: float | Signal, length: int, rate: int, partials: int) -> Si
 def _drums(frames: int, rate: int, beats: int, rng: np.random.Generator) -> Signal:
     t = np.arange(int(0.35 * rate)) / rate
     kick = np.sin(2 * np.pi * (50 * t + 8 * (1 - np.exp(-t / 0.03)))) * np.exp(-t / 0.11)
-    snare = 0.5 * rng.standard_normal(t.size) * np.exp(-t / 0.07) + 0.5 * np.sin(
-        2 * np.pi * 190 * t
-    ) * np.exp(-t / 0.05)
-    hat = (
-        0.25 * np.diff(rng.standard_normal(t.size + 1)) * np.exp(-t / 0.025)
-    )  # a difference is a high-pass filter
+    snare = 0.5 * rng.standard_normal(t.size) * np.exp(-t / 0.07) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(
+        -t / 0.05
+    )
+    hat = 0.25 * np.diff(rng.standard_normal(t.size + 1)) * np.exp(-t / 0.025)  # a difference is a high-pass filter
     track = np.zeros(frames)
     for beat in range(beats):
         _place(track, snare if beat % 2 else kick, _position(beat, rate))
@@ -136,9 +132,7 @@ def _bass(frames: int, rate: int, beats: int) -> Signal:
 def _chords(frames: int, rate: int, beats: int, detune: float) -> Signal:
     track = np.zeros(frames)
     length = _position(4, rate)
-    envelope = np.minimum(1, np.arange(length) / (0.08 * rate)) * np.minimum(
-        1, np.arange(length)[::-1] / (0.1 * rate)
-    )
+    envelope = np.minimum(1, np.arange(length) / (0.08 * rate)) * np.minimum(1, np.arange(length)[::-1] / (0.1 * rate))
     for bar in range(-(-beats // 4)):
         for note in _CHORDS[bar % 4]:
             _place(
@@ -173,8 +167,7 @@ def _sung(frequency: float, formants: tuple[int, int, int], length: int, rate: i
     wave = np.zeros(length)
     for k in range(1, 1 + min(24, int(0.43 * rate / frequency))):
         weights = (
-            np.exp(-0.5 * ((k * frequency - f) / (90 + 0.05 * f)) ** 2) / (1 + i)
-            for i, f in enumerate(formants)
+            np.exp(-0.5 * ((k * frequency - f) / (90 + 0.05 * f)) ** 2) / (1 + i) for i, f in enumerate(formants)
         )
         wave += (0.08 / k + sum(weights)) * np.sin(k * phase)
     wave *= np.minimum(1, t / 0.04) * np.minimum(1, t[::-1] / 0.06)
@@ -182,9 +175,7 @@ def _sung(frequency: float, formants: tuple[int, int, int], length: int, rate: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m servers.media.synthetic", description="Write a synthetic song."
-    )
+    parser = argparse.ArgumentParser(prog="python -m servers.media.synthetic", description="Write a synthetic song.")
     parser.add_argument("out", help="a .flac, .wav, .mp3 or .opus file")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--sample-rate", type=int, default=44_100)

@@ -26,19 +26,10 @@ def wav_header(*, sample_rate: int, channels: int, frames: int) -> bytes:
     body = form + struct.pack("<4sII", b"fact", 4, min(frames, _IN_DS64))
     riff_bytes = 4 + len(body) + 8 + data_bytes
     if riff_bytes <= 0xFFFF_FFFE:
-        return (
-            struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
-            + body
-            + struct.pack("<4sI", b"data", data_bytes)
-        )
+        return struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE") + body + struct.pack("<4sI", b"data", data_bytes)
     riff_bytes += 36
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, riff_bytes, data_bytes, frames, 0)
-    return (
-        struct.pack("<4sI4s", b"RF64", _IN_DS64, b"WAVE")
-        + sizes
-        + body
-        + struct.pack("<4sI", b"data", _IN_DS64)
-    )
+    return struct.pack("<4sI4s", b"RF64", _IN_DS64, b"WAVE") + sizes + body + struct.pack("<4sI", b"data", _IN_DS64)
 
 
 def _format_chunk(sample_rate: int, channels: int) -> bytes:

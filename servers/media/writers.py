@@ -25,13 +25,13 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "
 """Channel layouts by count, in FLAC's order (RFC 9639 §9.1.3)."""
 
 FLAC_LEVEL = "5"
-"""71.2 % of the PCM size on a pop song at 430 times real time; level 0 gives 76.0 % at 470, level 8 69.4 % at
-280.
+"""On a pop song, one run side by side: level 0 gives 76.0 % of the PCM size at 468 times real time, level 5 71.2 % at
+431, level 8 69.4 % at 283.
 """
 
 _LAME_QUALITY = "7"
-"""At 320 kbit/s the slower searches gain nothing: 46 times real time and 42.2 dB SNR; LAME's default 5: 29,
-40.8.
+"""At 320 kbit/s the slower searches gained nothing on a pop song: level 7 ran at 46 times real time with 42.2 dB SNR,
+level 5 at 31 with 40.8 dB, level 2 at 16 with 39.0 dB. SNR is not hearing, but at this rate nothing argues for them.
 """
 
 MP3_KILOBITS = {1: 160, 2: 320}
@@ -99,9 +99,7 @@ class Mp3Writer:
     def __init__(self, *, sample_rate: int, channels: int, frames: int) -> None:
         self._rate, self._frames, self._kilobits = sample_rate, frames, MP3_KILOBITS[channels]
         options = {"compression_level": _LAME_QUALITY}
-        self._encoder = _Encoder(
-            "libmp3lame", "fltp", sample_rate, channels, kilobits=self._kilobits, options=options
-        )
+        self._encoder = _Encoder("libmp3lame", "fltp", sample_rate, channels, kilobits=self._kilobits, options=options)
         self._left = mp3info.mpeg_frames(frames)
         self._started = False
 
@@ -118,9 +116,7 @@ class Mp3Writer:
             if not self._started:
                 self._started = True
                 parts.append(
-                    mp3info.info_frame(
-                        data[:4], sample_rate=self._rate, kilobits=self._kilobits, frames=self._frames
-                    )
+                    mp3info.info_frame(data[:4], sample_rate=self._rate, kilobits=self._kilobits, frames=self._frames)
                 )
             # LAME may flush one frame more than the last sample needs; the Info frame does not count it.
             if self._left:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "contrafact"
@@ -24,6 +25,7 @@ class ApiError(Exception):
         reason: Stable UPPER_SNAKE_CASE reason.
         message: A sentence for people, free of names of files, hosts and tokens.
         metadata: Facts for machines, for example the offset that was expected.
+        retry_after: Seconds after which the same call may work.
         fields: Pairs of the path of a request field and what is wrong with it.
     """
 
@@ -35,6 +37,7 @@ class ApiError(Exception):
         *,
         metadata: Mapping[str, str] | None = None,
         fields: Sequence[tuple[str, str]] = (),
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -42,6 +45,7 @@ class ApiError(Exception):
         self.message = message
         self.metadata = dict(metadata or {})
         self.fields = list(fields)
+        self.retry_after = retry_after
 
     def to_status(self) -> status_pb2.Status:
         """The ``google.rpc.Status`` of this error."""
@@ -53,10 +57,14 @@ class ApiError(Exception):
             for field, description in self.fields:
                 bad.field_violations.add(field=field, description=description, reason=self.reason)
             status.details.append(_any(bad))
+        if self.retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.seconds = self.retry_after
+            status.details.append(_any(retry))
         return status
 
 
-def _any(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> any_pb2.Any:
+def _any(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -62,7 +62,7 @@ async def abort(context: Context, status: status_pb2.Status) -> None:
     await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every method: see the module. ``authenticator`` decides who calls."""
 
     def __init__(self, authenticator: Authenticator) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from minio.error import S3Error
+from minio.error import InvalidResponseError, S3Error
 
 from servers.platform.settings import MIB, Settings
 
@@ -209,6 +209,11 @@ def _absence(key: str) -> Iterator[None]:
         yield
     except S3Error as error:
         if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise ObjectMissing(key) from error
+        raise
+    except InvalidResponseError as error:
+        # rclone answers a GET of what does not exist with a 404 that is not S3's XML.
+        if "Response code: 404" in str(error):
             raise ObjectMissing(key) from error
         raise
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import JOB, QUICK, TRACK, Peer, artifact, fault
-
 from contrafact import (
     Client,
     ContrafactError,
@@ -19,6 +17,7 @@ from contrafact import (
     Unavailable,
 )
 from contrafact.v1 import job_pb2, stem_pb2, track_pb2
+from faulty_peer import JOB, QUICK, TRACK, Peer, artifact, fault
 
 pytestmark = pytest.mark.asyncio
 
@@ -49,12 +48,21 @@ async def test_watch_resumes_after_the_last_event(peer: Peer, client: Client) ->
     assert job.job.state == job_pb2.JOB_STATE_SUCCEEDED
 
 
+async def test_what_changed_during_a_break_is_told(peer: Peer, client: Client) -> None:
+    peer.watches = [
+        [job_event(0, "QUEUED", queue_position=2), fault("UNAVAILABLE")],
+        [job_event(0, "QUEUED", queue_position=1), job_event(0, "QUEUED", queue_position=0), job_event(1, "SUCCEEDED")],
+    ]
+    positions = [each.job.queue_position async for each in (await client.job(JOB)).watch()]
+    assert positions == [2, 1, 0, 0]
+
+
 async def test_watch_gives_up_without_progress(peer: Peer, client: Client) -> None:
     peer.watches = [[job_event(1, "RUNNING"), fault("UNAVAILABLE")] for _ in range(9)]
     job = await client.job(JOB)
     with pytest.raises(Unavailable):
         [each async for each in job.watch()]
-    assert len(peer.of(job_pb2.WatchJobRequest)) == QUICK.attempts + 0
+    assert len(peer.of(job_pb2.WatchJobRequest)) == QUICK.attempts
 
 
 async def test_wait_returns_the_job(peer: Peer, client: Client) -> None:
@@ -140,7 +148,7 @@ async def test_idempotent_calls_are_repeated_and_carry_the_token(peer: Peer) -> 
 
 async def test_connect_says_that_nobody_answers() -> None:
     async with Client("127.0.0.1:1") as client:
-        with pytest.raises(Unavailable, match="127.0.0.1:1") as caught:
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1") as caught:
             await client.connect()
     assert caught.value.reason == "CANNOT_CONNECT"
 

@@ -39,10 +39,14 @@ class LayersOnly(torch.nn.Module):
         self.network = network
         self._given: Any = None
         self._kept: Any = None
-        network._spec = lambda mix: self._given
-        network._magnitude = lambda spectrum: spectrum
-        network._mask = lambda spectrum, answer: self._keep(answer)
-        network._ispec = lambda spectrum, length: 0.0  # forward adds this to its waveform branch
+        transforms: dict[str, Callable[..., Any]] = {
+            "_spec": lambda mix: self._given,
+            "_magnitude": lambda spectrum: spectrum,
+            "_mask": lambda spectrum, answer: self._keep(answer),
+            "_ispec": lambda spectrum, length: 0.0,  # forward adds this to its waveform branch
+        }
+        for name, replacement in transforms.items():
+            setattr(network, name, replacement)
 
     def _keep(self, answer: torch.Tensor) -> torch.Tensor:
         self._kept = answer
@@ -89,7 +93,7 @@ class Separator:
         with self._precision():
             answer, waveform = self._core(mix, magnitude)
         masked = HTDemucs._mask(_TRANSFORM, spectrum, answer.float())
-        stems = waveform.float() + HTDemucs._ispec(_TRANSFORM, masked, SEGMENT)
+        stems: torch.Tensor = waveform.float() + HTDemucs._ispec(_TRANSFORM, masked, SEGMENT)
         return stems.cpu()
 
     def _precision(self) -> torch.autocast:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 import triton_python_backend_utils as pb_utils
 
 SEGMENT = 343_980
@@ -38,7 +39,7 @@ def answer(requests: Sequence[Any], separate: Separate, largest: int) -> list[An
     pending: list[_Pending] = []
     for index, request in enumerate(requests):
         try:
-            mix = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, "mix"))
+            mix = torch.utils.dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, "mix"))
             if _is_probe(request, mix):
                 responses[index] = _stems(torch.zeros(mix.shape[0], STEMS, 2, 1))
             else:
@@ -80,9 +81,7 @@ def _is_probe(request: Any, mix: torch.Tensor) -> bool:
 
 def _check(mix: torch.Tensor) -> None:
     if mix.shape[1:] != (2, SEGMENT):
-        raise ValueError(
-            f"mix must be [batch, 2, {SEGMENT}]: one segment of stereo at 44.1 kHz; got {list(mix.shape)}"
-        )
+        raise ValueError(f"mix must be [batch, 2, {SEGMENT}]: one segment of stereo at 44.1 kHz; got {list(mix.shape)}")
 
 
 def _stems(stems: torch.Tensor) -> Any:

@@ -92,7 +92,7 @@ class Uploads:
         )
 
     async def receive(self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest]) -> None:
-        """Store the chunks of a stream; returns when the client has closed its side."""
+        """Store the chunks of a stream; returns when all have arrived."""
         if self._active >= MAX_UPLOADS:
             raise ApiError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -103,23 +103,36 @@ class Uploads:
         try:
             writer = await _Writer.open(self._pool, self._objects, upload["id"])
             try:
-                async for request in self._paced(requests):
-                    if request.WhichOneof("payload") != "chunk":
-                        raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
-                    self._check(upload, request.chunk, writer.position)
-                    await writer.write(request.chunk.data)
+                size = await self._receive_chunks(upload, requests, writer)
             finally:
                 # Also when the client is gone or misbehaved: what arrived in order need not be sent again.
                 await asyncio.shield(writer.flush())
         finally:
             self._active -= 1
-        if writer.position < upload["size_bytes"]:
+        if size is None or writer.position < upload["size_bytes"]:
             raise ApiError(
                 grpc.StatusCode.OUT_OF_RANGE,
                 "UPLOAD_INCOMPLETE",
-                f"{writer.position} of {upload['size_bytes']} bytes arrived; go on from there",
+                f"the stream ended early; go on at {writer.position}",
                 metadata={"committed_bytes": str(writer.position)},
             )
+        if size != writer.position:
+            raise invalid("SIZE_MISMATCH", f"{writer.position} bytes came, {size} were sent", "end.size_bytes")
+
+    async def _receive_chunks(
+        self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest], writer: _Writer
+    ) -> int | None:
+        """Pass chunks on; returns the size in the message that ends the upload, None if the stream broke."""
+        async for request in self._paced(requests):
+            match request.WhichOneof("payload"):
+                case "chunk":
+                    self._check(upload, request.chunk, writer.position)
+                    await writer.write(request.chunk.data)
+                case "end":
+                    return request.end.size_bytes
+                case _:
+                    raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
+        return None
 
     async def _paced(
         self, requests: AsyncIterator[track_pb2.UploadTrackRequest]

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
+from anyio import CancelScope
 from streaq import Worker
 
 from servers.platform import telemetry
@@ -27,8 +28,15 @@ PRIORITIES = ["BACKGROUND", "INTERACTIVE"]  # from lowest to highest
 Handler = Callable[[UUID], Awaitable[None]]
 
 
+class _Worker(Worker[None]):
+    """streaQ's worker, but for signals: 7.2 takes them over whatever ``handle_signals`` says."""
+
+    async def signal_handler(self, scope: CancelScope) -> None:
+        """Leave signals to whoever runs this worker."""
+
+
 def _worker(settings: Settings, handler: Handler | None) -> tuple[Worker[None], Any]:
-    worker: Worker[None] = Worker(
+    worker = _Worker(
         redis_url=settings.redis_url,
         redis_kwargs={"stream_timeout": 30, "connect_timeout": 5},
         queue_name=QUEUE,
@@ -36,7 +44,6 @@ def _worker(settings: Settings, handler: Handler | None) -> tuple[Worker[None], 
         concurrency=settings.worker_concurrency,
         serializer=json.dumps,  # the default is pickle
         deserializer=json.loads,
-        handle_signals=False,
         idle_timeout=settings.lease_seconds,
     )
     # One prefetched job more than run would be an order of priority decided too early.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from contrafact.v1 import job_pb2
@@ -45,6 +46,7 @@ INSTRUMENTAL = "instrumental"
 FETCHED, SEPARATED = 0.01, 0.97
 
 Samples = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class SeparatePipeline:
@@ -151,23 +153,26 @@ class SeparatePipeline:
         }
         level = Level(recording["mean"], recording["std"])
         model_frames = max(1, resampled_frames(frames, rate, SAMPLE_RATE))
-        mix = _stereo(resample(decode(source), SAMPLE_RATE, frames=model_frames))
-        separated = self._separator.separate(
-            mix, model_frames, level, priority=run.priority, request_id=f"{run.id}/{run.attempt}"
-        )
-        # The instrumental is the track minus its vocals, so it needs the track beside the stems.
-        original = FrameReader(decode(source)) if INSTRUMENTAL in stems else None
-        try:
-            async with aclosing(resample(_as_blocks(separated), rate, frames=frames)) as blocks:
-                async for block in blocks:
-                    parts = {name: _part(block, index, channels) for index, name in enumerate(SOURCES)}
-                    if original is not None:
-                        parts[INSTRUMENTAL] = await original.take(block.frames) - parts["vocals"]
-                    await asyncio.gather(*(growing[stem].write(parts[stem]) for stem in stems))
-                    await run.progress(FETCHED + (SEPARATED - FETCHED) * block.end / frames)
-        finally:
-            if original is not None:
-                await original.aclose()
+        async with AsyncExitStack() as streams:
+
+            def opened(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+                streams.push_async_callback(stream.aclose)
+                return stream
+
+            mix = opened(_stereo(opened(resample(opened(decode(source)), SAMPLE_RATE, frames=model_frames))))
+            name = f"{run.id}/{run.attempt}"
+            separated = opened(
+                self._separator.separate(mix, model_frames, level, priority=run.priority, request_id=name)
+            )
+            blocks = opened(resample(opened(_as_blocks(separated)), rate, frames=frames))
+            # The instrumental is the track minus its vocals, so it needs the track beside the stems.
+            original = FrameReader(opened(decode(source))) if INSTRUMENTAL in stems else None
+            async for block in blocks:
+                parts = {name: _part(block, index, channels) for index, name in enumerate(SOURCES)}
+                if original is not None:
+                    parts[INSTRUMENTAL] = await original.take(block.frames) - parts["vocals"]
+                await asyncio.gather(*(growing[stem].write(parts[stem]) for stem in stems))
+                await run.progress(FETCHED + (SEPARATED - FETCHED) * block.end / frames)
         await asyncio.gather(*(stem.finish() for stem in growing.values()))
         return list(growing.values())
 
@@ -252,24 +257,18 @@ class FrameReader:
             frames -= samples.shape[1]
         return np.concatenate(taken, axis=1)
 
-    async def aclose(self) -> None:
-        """Stop the stream."""
-        await self._blocks.aclose()  # type: ignore[attr-defined]
 
-
-async def _stereo(blocks: AsyncIterator[Block]) -> AsyncIterator[Block]:
+async def _stereo(blocks: AsyncIterator[Block]) -> AsyncGenerator[Block, None]:
     """Mono blocks with both channels alike; stereo blocks as they are."""
-    async with aclosing(blocks):  # type: ignore[type-var]
-        async for block in blocks:
-            samples = np.repeat(block.samples, CHANNELS, axis=0) if block.channels == 1 else block.samples
-            yield Block(samples, block.sample_rate, block.start)
+    async for block in blocks:
+        samples = np.repeat(block.samples, CHANNELS, axis=0) if block.channels == 1 else block.samples
+        yield Block(samples, block.sample_rate, block.start)
 
 
-async def _as_blocks(separated: AsyncIterator[Separated]) -> AsyncIterator[Block]:
+async def _as_blocks(separated: AsyncIterator[Separated]) -> AsyncGenerator[Block, None]:
     """All channels of all sources side by side, so that one resampler serves them."""
-    async with aclosing(separated):  # type: ignore[type-var]
-        async for part in separated:
-            yield Block(part.samples.reshape(len(SOURCES) * CHANNELS, -1), SAMPLE_RATE, part.start)
+    async for part in separated:
+        yield Block(part.samples.reshape(len(SOURCES) * CHANNELS, -1), SAMPLE_RATE, part.start)
 
 
 def _part(block: Block, index: int, channels: int) -> Samples:

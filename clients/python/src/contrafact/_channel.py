@@ -121,6 +121,19 @@ class Connection:
             grpc.ssl_channel_credentials() if scheme == "https" and found else None
         )
         self._channel: grpc.aio.Channel | None = None
+        self._blocking: grpc.Channel | None = None
+
+    @property
+    def blocking_tracks(self) -> TrackServiceStub:
+        """The stub of TrackService on a channel of grpc's blocking API; uploads need it, see there."""
+        if self._blocking is None:
+            if self._credentials is None:
+                self._blocking = grpc.insecure_channel(self.address, options=channel_options())
+            else:
+                self._blocking = grpc.secure_channel(
+                    self.address, self._credentials, options=channel_options()
+                )
+        return TrackServiceStub(self._blocking)
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -166,6 +179,9 @@ class Connection:
 
     async def close(self) -> None:
         """Close the channel and end its calls. A later call opens it anew."""
+        blocking, self._blocking = self._blocking, None
+        if blocking is not None:
+            blocking.close()
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close(None)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
-    import grpc.aio
-
     from contrafact.v1.job_pb2 import Job
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -183,13 +181,14 @@ _BY_STATUS: dict[str, type[ContrafactError]] = {
 }
 
 
-def from_rpc(error: grpc.aio.AioRpcError, request_id: str = "") -> ContrafactError:
+def from_rpc(error: Any, request_id: str = "") -> ContrafactError:
     """Make one of the errors above from a gRPC error, reading the google.rpc details it carries.
 
     Args:
-        error: as raised by a call.
+        error: a grpc.RpcError, as raised by a call of either API.
         request_id: the id that was sent with the call; one that the server sends back takes its place.
     """
+    from google.protobuf.message import DecodeError
     from google.rpc import error_details_pb2, status_pb2
 
     trailing: dict[str, str | bytes] = dict(cast(Any, error.trailing_metadata() or ()))
@@ -208,7 +207,7 @@ def from_rpc(error: grpc.aio.AioRpcError, request_id: str = "") -> ContrafactErr
                 violations += [FieldViolation(each.field, each.description) for each in bad.field_violations]
             elif detail.Unpack(retry):
                 retry_after = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
-    except ValueError:  # DecodeError is one: details that cannot be read must not hide the error itself
+    except DecodeError:  # details that cannot be read must not hide the error itself
         pass
     status = error.code().name
     return _BY_STATUS.get(status, ContrafactError)(

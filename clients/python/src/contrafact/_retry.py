@@ -10,10 +10,8 @@ from contrafact._errors import ContrafactError
 
 RESUMABLE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 STREAM_RESUMABLE = RESUMABLE | {"CANCELLED"}  # a draining server or a proxy ends streams so
-UPLOAD_RESUMABLE = STREAM_RESUMABLE | {
-    "ABORTED",
-    "DATA_LOSS",
-}  # the old stream still holds it; a chunk was damaged
+# Another stream took over; a chunk was damaged; the broken stream committed more after it was asked.
+UPLOAD_RESUMABLE = STREAM_RESUMABLE | {"ABORTED", "DATA_LOSS", "OUT_OF_RANGE"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import threading
 from typing import BinaryIO
 
 Uploadable = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview
@@ -31,6 +32,7 @@ class Source:
         self._owned = owned
         self._start = file.tell() if self.seekable else 0
         self._position = 0
+        self._lock = threading.Lock()  # a broken attempt may still read while the next one begins
 
     async def measure(self) -> None:
         """Find out size and sha256, which reads everything once; not of what cannot be read twice."""
@@ -45,25 +47,23 @@ class Source:
             size += len(piece)
         self.size, self.sha256 = size, digest.hexdigest()
 
-    async def read(self, position: int, size: int) -> bytes:
+    def read(self, position: int, size: int) -> bytes:
         """Return ``size`` bytes from ``position``, fewer only at the end.
 
         Raises:
             OSError: they cannot be read, or they lie behind in what cannot be read again.
         """
-        return await asyncio.to_thread(self._read, position, size)
-
-    def _read(self, position: int, size: int) -> bytes:
-        if self.seekable:
-            self._file.seek(self._start + position)
-        elif position != self._position:
-            raise OSError("what is uploaded cannot be read a second time")
-        pieces, missing = [], size
-        while missing and (piece := self._file.read(missing)):  # a pipe gives less than asked for
-            pieces.append(piece)
-            missing -= len(piece)
-        self._position = position + size - missing
-        return b"".join(pieces)
+        with self._lock:
+            if self.seekable:
+                self._file.seek(self._start + position)
+            elif position != self._position:
+                raise OSError("what is uploaded cannot be read a second time")
+            pieces, missing = [], size
+            while missing and (piece := self._file.read(missing)):  # a pipe gives less than asked for
+                pieces.append(piece)
+                missing -= len(piece)
+            self._position = position + size - missing
+            return b"".join(pieces)
 
     def close(self) -> None:
         """Close the file, if it was opened here."""

@@ -1,15 +1,22 @@
-"""Uploads that go on where they broke off."""
+"""Uploads that go on where they broke off.
+
+The bytes go through grpc's blocking API, from its own thread. Its asyncio API replaces what a server answers
+before the end of an upload by "INTERNAL: Internal error from Core" (grpc/grpc issue 36066), and such answers
+matter: a refusal says why, and a recording that is known already is not sent again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from contrafact._channel import Connection, translated, upload_deadline
+from contrafact._channel import Connection, upload_deadline
 from contrafact._chunks import CHUNK_BYTES, make_chunk
-from contrafact._errors import ContrafactError, NotFound
+from contrafact._errors import ContrafactError, NotFound, from_rpc
 from contrafact._retry import UPLOAD_RESUMABLE, Attempts
 from contrafact._source import Source
 from contrafact.v1 import track_pb2
@@ -82,26 +89,46 @@ async def _send(
     connection: Connection, source: Source, spec: track_pb2.UploadSpec, offset: int, progress: ByteProgress
 ) -> track_pb2.Track:
     """Send everything from ``offset`` on and wait until the server has accepted it."""
+    loop = asyncio.get_running_loop()
+    ended, stopped = asyncio.Event(), threading.Event()
+    failures: list[Exception] = []
+
+    def requests() -> Iterator[track_pb2.UploadTrackRequest]:
+        yield track_pb2.UploadTrackRequest(spec=spec)
+        position = offset
+        try:
+            while not stopped.is_set():
+                loop.call_soon_threadsafe(progress, position, source.size)
+                data = source.read(position, CHUNK_BYTES)
+                if not data:
+                    yield track_pb2.UploadTrackRequest(end=track_pb2.UploadEnd(size_bytes=position))
+                    return
+                yield track_pb2.UploadTrackRequest(chunk=make_chunk(position, data))
+                position += len(data)
+        except Exception as error:
+            failures.append(error)
+            raise  # grpc then cancels the call: the server must not take the pieces for the whole
+
+    def done(_call: object) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
     request_id, metadata = connection.metadata()
-    call = connection.tracks.UploadTrack(  # type: ignore[call-arg]  # the stubs know only the iterator style
-        metadata=metadata, timeout=upload_deadline(source.size)
+    call: Any = connection.blocking_tracks.UploadTrack.future(
+        requests(), timeout=upload_deadline(source.size), metadata=metadata
     )
+    call.add_done_callback(done)
     try:
-        with translated(request_id):
-            # The server may answer before the end, when it has these bytes already: then writing is an
-            # invalid state, and the answer is what counts.
-            with contextlib.suppress(asyncio.InvalidStateError):
-                await call.write(track_pb2.UploadTrackRequest(spec=spec))
-                progress(offset, source.size)
-                while data := await source.read(offset, CHUNK_BYTES):
-                    await call.write(track_pb2.UploadTrackRequest(chunk=make_chunk(offset, data)))
-                    offset += len(data)
-                    progress(offset, source.size)
-                await call.done_writing()
-            response = await call
-            return response.track
+        await ended.wait()
     finally:
+        stopped.set()
         call.cancel()
+    error = call.exception()
+    if error is None:
+        response: track_pb2.UploadTrackResponse = call.result()
+        return response.track
+    if failures:
+        raise failures[0]
+    raise from_rpc(error, request_id)
 
 
 def _ignore(_done: int, _total: int | None) -> None:

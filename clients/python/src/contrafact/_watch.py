@@ -32,8 +32,7 @@ async def watch(
 ) -> AsyncGenerator[job_pb2.JobEvent, None]:
     """Yield the events of a job after ``cursor`` until its end; see :meth:`contrafact.JobHandle.watch`."""
     attempts = Attempts(connection.retry)
-    last_state = job_pb2.JOB_STATE_UNSPECIFIED
-    resumed = False
+    last = job_pb2.Job()
     while True:
         request = job_pb2.WatchJobRequest(name=name, cursor=cursor)
         try:
@@ -41,19 +40,17 @@ async def watch(
                 async for response in responses:
                     event = response.event
                     is_job = event.HasField("job")
-                    if resumed and is_job and event.job.state == last_state:
-                        continue  # every watch begins with the job as it is: nothing new to the listener
-                    if event.cursor and event.cursor == cursor and not is_job:
-                        continue
+                    known = event.job == last if is_job else event.cursor == cursor != ""
                     if event.cursor and event.cursor != cursor:
                         cursor = event.cursor
                         attempts.progressed()
+                    if known:
+                        continue  # every watch begins with the job as it is, which is often nothing new
                     if is_job:
-                        last_state = event.job.state
+                        last = event.job
                     yield event
-            if last_state in FINAL:
+            if last.state in FINAL:
                 return
             raise Unavailable("the watch ended before the job", reason="STREAM_ENDED")
         except ContrafactError as error:
             await attempts.failed(error)
-        resumed = True

@@ -315,27 +315,21 @@ class StageTiming(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     WALL_FIELD_NUMBER: _builtins.int
-    MODEL_COMPUTE_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     """The stage."""
     @_builtins.property
     def wall(self) -> _duration_pb2.Duration:
         """Wall-clock time."""
 
-    @_builtins.property
-    def model_compute(self) -> _duration_pb2.Duration:
-        """Of a stage that uses a model: time the model computed for this job, summed over its segments."""
-
     def __init__(
         self,
         *,
         stage: Global___Stage.ValueType = ...,
         wall: _duration_pb2.Duration | None = ...,
-        model_compute: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model_compute", b"model_compute", "wall", b"wall"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wall", b"wall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_compute", b"model_compute", "stage", b"stage", "wall", b"wall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "wall", b"wall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,14 +382,14 @@ class JobEvent(_message.Message):
     PIECE_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Give this to WatchJob to go on after this event."""
+    """Give this to WatchJob to go on after this event; what is in it is the server's business."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
 
     @_builtins.property
     def job(self) -> Global___Job:
-        """The job as it is now; the first event of every watch, and again at each change of state."""
+        """The job as it is now: first, unless it has ended already, at each change of state, and last of all."""
 
     @_builtins.property
     def progress(self) -> Global___Progress:

@@ -96,7 +96,10 @@ class StemServiceServicer:
 
     def StreamStems(self, request, context):
         """Streams the stems of a separation while they are being made: the very bytes of the finished files,
-        as soon as each is known. Late, slow and resumed listeners get every byte.
+        as soon as each is known. Late, slow and resumed listeners get every byte. An attempt that takes over
+        after a crash makes the same bytes again; where a GPU does not, the digest in the end says so.
+
+        When the job ends without the stems, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

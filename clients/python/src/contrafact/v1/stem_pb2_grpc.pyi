@@ -43,7 +43,10 @@ class StemServiceStub:
     """Streams the bytes of a stored stem, from any offset."""
     StreamStems: _grpc.UnaryStreamMultiCallable[_stem_pb2.StreamStemsRequest, _stem_pb2.StreamStemsResponse]
     """Streams the stems of a separation while they are being made: the very bytes of the finished files,
-    as soon as each is known. Late, slow and resumed listeners get every byte.
+    as soon as each is known. Late, slow and resumed listeners get every byte. An attempt that takes over
+    after a crash makes the same bytes again; where a GPU does not, the digest in the end says so.
+
+    When the job ends without the stems, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
 
 @_typing.type_check_only
@@ -61,7 +64,10 @@ class StemServiceAsyncStub(StemServiceStub):
     """Streams the bytes of a stored stem, from any offset."""
     StreamStems: _aio.UnaryStreamMultiCallable[_stem_pb2.StreamStemsRequest, _stem_pb2.StreamStemsResponse]  # type: ignore[assignment]
     """Streams the stems of a separation while they are being made: the very bytes of the finished files,
-    as soon as each is known. Late, slow and resumed listeners get every byte.
+    as soon as each is known. Late, slow and resumed listeners get every byte. An attempt that takes over
+    after a crash makes the same bytes again; where a GPU does not, the digest in the end says so.
+
+    When the job ends without the stems, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
 
 class StemServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -106,7 +112,10 @@ class StemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stem_pb2.StreamStemsResponse], _abc.AsyncIterator[_stem_pb2.StreamStemsResponse]]:
         """Streams the stems of a separation while they are being made: the very bytes of the finished files,
-        as soon as each is known. Late, slow and resumed listeners get every byte.
+        as soon as each is known. Late, slow and resumed listeners get every byte. An attempt that takes over
+        after a crash makes the same bytes again; where a GPU does not, the digest in the end says so.
+
+        When the job ends without the stems, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """
 
 def add_StemServiceServicer_to_server(servicer: StemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -98,12 +98,11 @@ class TrackServiceServicer:
     """
 
     def UploadTrack(self, request_iterator, context):
-        """Uploads a recording: first a message with the specification, then its bytes in order.
+        """Uploads a recording: first a message with the specification, then its bytes in order, then the end.
 
         An upload is named by its request_id. When the stream breaks, QueryUpload says how much was kept;
-        call again with the same specification and go on at that offset. The upload is complete when the
-        client closes its side: the recording is then decoded once from end to end, and refused with
-        INVALID_ARGUMENT when it is not sound audio.
+        call again with the same specification and go on at that offset. At the end the recording is decoded
+        once as a whole, and refused with INVALID_ARGUMENT when it is not sound audio.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,12 +38,11 @@ class TrackServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrackServiceAsyncStub: ...
     UploadTrack: _grpc.StreamUnaryMultiCallable[_track_pb2.UploadTrackRequest, _track_pb2.UploadTrackResponse]
-    """Uploads a recording: first a message with the specification, then its bytes in order.
+    """Uploads a recording: first a message with the specification, then its bytes in order, then the end.
 
     An upload is named by its request_id. When the stream breaks, QueryUpload says how much was kept;
-    call again with the same specification and go on at that offset. The upload is complete when the
-    client closes its side: the recording is then decoded once from end to end, and refused with
-    INVALID_ARGUMENT when it is not sound audio.
+    call again with the same specification and go on at that offset. At the end the recording is decoded
+    once as a whole, and refused with INVALID_ARGUMENT when it is not sound audio.
     """
     QueryUpload: _grpc.UnaryUnaryMultiCallable[_track_pb2.QueryUploadRequest, _track_pb2.QueryUploadResponse]
     """Says how far an upload has come."""
@@ -74,12 +73,11 @@ class TrackServiceAsyncStub(TrackServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadTrack: _aio.StreamUnaryMultiCallable[_track_pb2.UploadTrackRequest, _track_pb2.UploadTrackResponse]  # type: ignore[assignment]
-    """Uploads a recording: first a message with the specification, then its bytes in order.
+    """Uploads a recording: first a message with the specification, then its bytes in order, then the end.
 
     An upload is named by its request_id. When the stream breaks, QueryUpload says how much was kept;
-    call again with the same specification and go on at that offset. The upload is complete when the
-    client closes its side: the recording is then decoded once from end to end, and refused with
-    INVALID_ARGUMENT when it is not sound audio.
+    call again with the same specification and go on at that offset. At the end the recording is decoded
+    once as a whole, and refused with INVALID_ARGUMENT when it is not sound audio.
     """
     QueryUpload: _aio.UnaryUnaryMultiCallable[_track_pb2.QueryUploadRequest, _track_pb2.QueryUploadResponse]  # type: ignore[assignment]
     """Says how far an upload has come."""
@@ -113,12 +111,11 @@ class TrackServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_track_pb2.UploadTrackRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_track_pb2.UploadTrackResponse, _abc.Awaitable[_track_pb2.UploadTrackResponse]]:
-        """Uploads a recording: first a message with the specification, then its bytes in order.
+        """Uploads a recording: first a message with the specification, then its bytes in order, then the end.
 
         An upload is named by its request_id. When the stream breaks, QueryUpload says how much was kept;
-        call again with the same specification and go on at that offset. The upload is complete when the
-        client closes its side: the recording is then decoded once from end to end, and refused with
-        INVALID_ARGUMENT when it is not sound audio.
+        call again with the same specification and go on at that offset. At the end the recording is decoded
+        once as a whole, and refused with INVALID_ARGUMENT when it is not sound audio.
         """
 
     @_abc_1.abstractmethod
