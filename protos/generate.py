@@ -29,7 +29,7 @@ def write_validate_descriptors(target: Path) -> None:
     """Write validate.proto and what it imports as a FileDescriptorSet."""
     files = descriptor_pb2.FileDescriptorSet()
     for module in (descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2):
-        module.DESCRIPTOR.CopyToProto(files.file.add())  # type: ignore[attr-defined]
+        module.DESCRIPTOR.CopyToProto(files.file.add())
     files.file.add().ParseFromString(validate_pb.desc().proto.to_binary())
     target.write_bytes(files.SerializeToString(deterministic=True))
 

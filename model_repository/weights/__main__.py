@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.command == "fetch":
-            print(fetch(options.name, force=options.force, cache=options.cache))
+            print(fetch(options.name, force=options.force, cache=options.cache), flush=True)
         elif options.command == "path":
             print(path(options.name, cache=options.cache))
         else:

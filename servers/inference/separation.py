@@ -7,10 +7,11 @@ those segments and a little history, whatever the track's length.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,7 @@ class Separator:
         self._keeper = keeper
         self._in_flight = settings.segments_in_flight
         self._timeout = settings.segment_timeout_seconds
+        self._skip_covered = settings.skip_covered_segment
 
     async def separate(
         self, blocks: AsyncIterator[Block], frames: int, level: Level, *, priority: int, request_id: str
@@ -80,39 +82,49 @@ class Separator:
             SegmentFailed: The model failed again and again.
             ValueError: ``blocks`` ended early.
         """
-        scale = level.std + 1e-8  # as demucs.api.Separator.separate_tensor
-        history = History(CHANNELS, level.mean, 1 / scale)
+        scale = np.float32(level.std + 1e-8)  # as demucs.api.Separator.separate_tensor
+        mean = np.float32(level.mean)
         overlap_add = OverlapAdd(GEOMETRY)
         waiting: deque[tuple[Segment, asyncio.Task[Samples]]] = deque()
+        nudges: set[asyncio.Task[None]] = set()
+        history = History(CHANNELS, float(mean), float(1 / scale))
+        windows = _windows(blocks, plan(frames, GEOMETRY, skip_covered=self._skip_covered), frames, history)
 
-        async def next_final() -> Separated:
-            segment, task = waiting[0]
-            answer = await task
-            waiting.popleft()
-            final = overlap_add.add(segment, answer)
-            return Separated(final * np.float32(scale) + np.float32(level.mean), segment.start)
+        async def submit() -> bool:
+            """Start on the next segment; returns whether there was one."""
+            if (item := await anext(windows, None)) is None:
+                return False
+            segment, window = item
+            inference = self._infer(window, segment, priority, f"{request_id}/{segment.index}")
+            waiting.append((segment, asyncio.create_task(inference)))
+            return True
 
         try:
-            for segment in plan(frames, GEOMETRY):
-                while history.end < min(segment.window + GEOMETRY.length, frames):
-                    block = await anext(blocks, None)
-                    if block is None:
-                        raise ValueError(f"the track ended after {history.end} of {frames} frames")
-                    history.append(block.samples)
-                if len(waiting) == self._in_flight:
-                    yield await next_final()
-                window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
-                history.window(segment.window, GEOMETRY.length, window)
-                # The last window reaches back at most half a segment before its start.
-                history.forget(segment.start + GEOMETRY.stride - GEOMETRY.length // 2)
-                name = f"{request_id}/{segment.index}"
-                waiting.append((segment, asyncio.create_task(self._infer(window, segment, priority, name))))
+            while len(waiting) < self._in_flight and await submit():
+                pass
             while waiting:
-                yield await next_final()
+                segment, task = waiting[0]
+                answer = await task
+                waiting.popleft()
+                # The model gets its next segment before this one is passed on, however long that takes.
+                if not await submit() and waiting:
+                    nudges.add(asyncio.create_task(self._nudge(priority)))
+                yield Separated(overlap_add.add(segment, answer) * scale + mean, segment.start)
         finally:
-            for _, task in waiting:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+            tasks = [*nudges, *(task for _, task in waiting)]
+            for unfinished in tasks:
+                unfinished.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await windows.aclose()
+
+    async def _nudge(self, priority: int) -> None:
+        """Wake Triton's batcher with an empty request.
+
+        With priorities, it often leaves a waiting segment alone for half a second although the model is idle,
+        unless another request comes (see model_repository/README.md). While segments keep coming they do this.
+        """
+        with contextlib.suppress(TritonError):
+            await self._triton.probe(self._keeper.model, self._timeout, priority=priority)
 
     async def _infer(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
         """The model's answer [sources, channels, segment.frames], tried again when Triton or the model died."""
@@ -152,3 +164,20 @@ class Separator:
             )
             telemetry.SEGMENTS.labels(self._keeper.model, "inline" if region is None else "shared_memory").inc()
             return answer[..., margin : margin + segment.frames].copy()
+
+
+async def _windows(
+    blocks: AsyncIterator[Block], segments: Iterator[Segment], frames: int, history: History
+) -> AsyncGenerator[tuple[Segment, Samples], None]:
+    """Each segment with the window [CHANNELS, GEOMETRY.length] that the model sees."""
+    for segment in segments:
+        while history.end < min(segment.window + GEOMETRY.length, frames):
+            block = await anext(blocks, None)
+            if block is None:
+                raise ValueError(f"the track ended after {history.end} of {frames} frames")
+            history.append(block.samples)
+        window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
+        history.window(segment.window, GEOMETRY.length, window)
+        # The next window reaches back at most half a segment before its start.
+        history.forget(segment.start + GEOMETRY.stride - GEOMETRY.length // 2)
+        yield segment, window

@@ -126,16 +126,18 @@ class Triton:
             while await self.is_ready(model):
                 await asyncio.sleep(0.05)
 
-    async def probe(self, model: str, timeout: float) -> None:
+    async def probe(self, model: str, timeout: float, *, priority: int = 1) -> None:
         """Make the process of ``model`` answer; raises TritonError if it does not.
 
         Being "ready" proves nothing (a dead model process stays ready), so this is a real inference, of
-        one frame that the model answers without computing, ahead of everything that waits.
+        one frame that the model answers without computing, by default ahead of everything that waits.
         """
         tensor = InferInput("mix", [1, 2, 1], "FP32")
         tensor.set_data_from_numpy(np.zeros((1, 2, 1), np.float32))
         with _translated():
-            await self._client.infer(model, [tensor], client_timeout=timeout, priority=1, parameters={"probe": True})
+            await self._client.infer(
+                model, [tensor], client_timeout=timeout, priority=priority, parameters={"probe": True}
+            )
 
     # Tensors
 

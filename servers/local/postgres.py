@@ -101,7 +101,7 @@ async def _initialise(data: Path, logs: Path, environment: Mapping[str, str]) ->
     """Create the cluster beside its place and move it there whole, so that no half one is ever used."""
     fresh = data.with_name(data.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    user, override = _account(data.parent)
+    user, override = _account(fresh)
     _own(fresh, user)
     arguments = [
         str(_binaries() / "initdb"),
@@ -134,7 +134,7 @@ async def prepare(data: Path, sockets: Path, logs: Path, environment: Mapping[st
     _settle(data)
     if not (data / "PG_VERSION").exists():
         await _initialise(data, logs, environment)
-    user, override = _account(data.parent)
+    user, override = _account(data)
     _own(data, user)
     _own(sockets, user)
 

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import protovalidate
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
@@ -59,7 +59,9 @@ def _path(violation: Any) -> str:
 async def abort(context: Context, status: status_pb2.Status) -> None:
     """End the call with ``status``."""
     rich = rpc_status.to_status(status)
-    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+    # Given to abort(), metadata take the place of those that were set: the request id goes with an error too.
+    trailing = (*(context.trailing_metadata() or ()), *(rich.trailing_metadata or ()))
+    await context.abort(rich.code, rich.details or "", trailing)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -67,6 +69,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for calls to tidy up after themselves: a stopped server has cancelled them, no more."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=seconds)
 
     async def intercept_service(
         self,
@@ -117,6 +125,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             request_id = uuid.uuid4().hex
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata((("x-request-id", request_id),))
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
         started = time.perf_counter()
         code = "OK"
         telemetry.RPCS_ACTIVE.labels(method).inc()
@@ -160,6 +172,11 @@ def _validated(request: Any) -> Any:
 
 
 async def _validated_stream(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
-    async for request in requests:
-        validate(request)
-        yield request
+    try:
+        async for request in requests:
+            validate(request)
+            yield request
+    except DecodeError:
+        raise ApiError(
+            grpc.StatusCode.INVALID_ARGUMENT, "NOT_A_MESSAGE", "what was sent is no message of this method"
+        ) from None

@@ -19,6 +19,7 @@ from servers.platform.settings import MIB, Settings
 
 MAX_MESSAGE_BYTES = 4 * MIB
 KEEPALIVE_SECONDS = 30
+TIDY_SECONDS = 3.0
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -60,8 +61,9 @@ class Server:
         self._settings = settings
         self._services = services
         self._health = HealthServicer()
+        self._calls = CallInterceptor(DevelopmentAuthenticator())
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(DevelopmentAuthenticator())],
+            interceptors=[self._calls],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=None,
         )
@@ -91,6 +93,7 @@ class Server:
         """Refuse new calls, say so in health, and let running ones end within the drain period."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
+        await self._calls.finish(TIDY_SECONDS)
 
 
 async def until_signalled() -> None:

@@ -12,7 +12,8 @@ from contrafact import Client
 from contrafact.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from contrafact.v1.stem_pb2_grpc import add_StemServiceServicer_to_server
 from contrafact.v1.track_pb2_grpc import add_TrackServiceServicer_to_server
-from faulty_peer import QUICK, Peer, Wire
+
+from tests.clients.faulty_peer import QUICK, Peer, Wire
 
 
 @pytest_asyncio.fixture

@@ -101,7 +101,11 @@ class Peer(TrackServiceServicer, JobServiceServicer, StemServiceServicer):
         kept = self.stored.setdefault(spec.request_id, bytearray())
         self.starts.append(-1)
         limit, keep, end = self.upload_faults.pop(0) if self.upload_faults else (1 << 60, 0, fault("OK"))
+        announced = None
         async for request in requests:
+            if request.HasField("end"):
+                announced = request.end.size_bytes
+                break
             piece = request.chunk
             if self.starts[-1] < 0:
                 self.starts[-1] = piece.offset
@@ -111,8 +115,9 @@ class Peer(TrackServiceServicer, JobServiceServicer, StemServiceServicer):
             if len(kept) >= limit:
                 del kept[keep:]
                 await end(context)
-        if len(kept) < spec.size_bytes:  # a cut connection looks like the end to grpc's asyncio server
+        if announced is None:  # a cut connection looks like the end of the stream to grpc's asyncio server
             return None
+        assert announced == len(kept)
         assert spec.sha256 in ("", hashlib.sha256(kept).hexdigest())
         return track_pb2.UploadTrackResponse(track=self.track)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from contrafact.v1 import audio_pb2, job_pb2, stem_pb2
-from faulty_peer import JOB, TRACK, Peer, artifact, chunk, fault
+
+from tests.clients.faulty_peer import JOB, TRACK, Peer, artifact, chunk, fault
 
 pytestmark = pytest.mark.asyncio
 DATA = os.urandom(3000)

@@ -17,7 +17,8 @@ from contrafact import (
     Unavailable,
 )
 from contrafact.v1 import job_pb2, stem_pb2, track_pb2
-from faulty_peer import JOB, QUICK, TRACK, Peer, artifact, fault
+
+from tests.clients.faulty_peer import JOB, QUICK, TRACK, Peer, artifact, fault
 
 pytestmark = pytest.mark.asyncio
 

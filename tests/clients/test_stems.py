@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from contrafact import Client, DataLoss, InvalidArgument, JobCancelled, JobFailed, StemProgress, Unavailable
 from contrafact.v1 import audio_pb2, job_pb2, stem_pb2
-from faulty_peer import JOB, QUICK, TRACK, Peer, Wire, artifact, chunk, fault
+
+from tests.clients.faulty_peer import JOB, QUICK, TRACK, Peer, Wire, artifact, chunk, fault
 
 pytestmark = pytest.mark.asyncio
 VOCALS, DRUMS = os.urandom(3000), os.urandom(2000)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from contrafact import Client, InvalidArgument, Unavailable
 from contrafact.v1 import track_pb2
-from faulty_peer import QUICK, Peer, Wire, fault
+
+from tests.clients.faulty_peer import QUICK, Peer, Wire, fault
 
 pytestmark = pytest.mark.asyncio
 CHUNK = 512 << 10

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def streamed(model: Smear, track: Samples, sizes: list[int], *, skip_covered: bo
 def test_matches_apply_model(total: int, sizes: list[int]) -> None:
     track = np.random.default_rng(total).standard_normal((2, total)).astype(np.float32)
     model = Smear()
-    expected = apply_model(model, torch.from_numpy(track)[None], shifts=0, overlap=0.25)[0].numpy()
+    expected = apply_model(cast(Any, model), torch.from_numpy(track)[None], shifts=0, overlap=0.25)[0].numpy()
     actual = streamed(model, track, sizes)
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
@@ -79,7 +81,7 @@ def test_plan_covers_every_frame(total: int, skip_covered: bool) -> None:
     assert segments[0].start == 0
     assert [segment.last for segment in segments] == [False] * (len(segments) - 1) + [True]
     assert segments[-1].start + segments[-1].frames == total
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in itertools.pairwise(segments):
         assert after.start == before.start + SMALL.stride
         assert before.frames == SMALL.length or after.last
 

@@ -177,7 +177,8 @@ def test_deep_folder_gets_short_sockets(tmp_path: Path) -> None:
     with running_stack(folder, only={"postgres"}) as stack:
         assert _sql(stack.environment, "SELECT 1") == 1
         temporary = stack._folder._temporary
-        assert temporary is not None and temporary.exists()
+        assert temporary is not None
+        assert temporary.exists()
     assert not temporary.exists()
 
 
@@ -292,8 +293,10 @@ def test_what_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
     lines = process.stderr.read().splitlines()
     assert process.wait(20) == 1
     told = [line for line in lines if line.startswith("contrafact:")]
-    assert len(told) == 1 and lines[-1] == told[0]
-    assert "valkey failed to start: exit status 1" in told[0] and "appendonlydir" in told[0]
+    assert len(told) == 1
+    assert lines[-1] == told[0]
+    assert "valkey failed to start: exit status 1" in told[0]
+    assert "appendonlydir" in told[0]
     assert f"(log: {tmp_path}/logs/valkey.log)" in told[0]
     assert not (tmp_path / "run").exists()
 
@@ -324,7 +327,8 @@ async def test_a_child_that_ignores_the_signal_is_killed_with_what_it_started(tm
         await asyncio.sleep(0.01)
     descendants = psutil.Process(child.pid).children(recursive=True)
     await child.stop()
-    assert descendants and not [process for process in descendants if _alive(process.pid)]
+    assert descendants
+    assert not [process for process in descendants if _alive(process.pid)]
 
 
 @pytest.mark.asyncio

@@ -53,7 +53,7 @@ def make(path: Path, kind: str, samples: np.ndarray, rate: int = 44_100, **optio
     packed = not sample_format.endswith("p")
     array = np.ascontiguousarray(scaled.T).reshape(1, -1) if packed else np.ascontiguousarray(scaled)
     with av.open(str(path), "w", format=muxer, options=options) as container:
-        stream = container.add_stream(encoder, rate=rate, layout=layout, format=KINDS[kind][2])
+        stream: Any = container.add_stream(encoder, rate=rate, layout=layout, format=KINDS[kind][2])
         frame = av.AudioFrame.from_ndarray(array, format=sample_format, layout=layout)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
         container.mux(stream.encode(frame))

@@ -14,12 +14,12 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from media_builders import LAYOUTS, make, tone
 
 from servers.media.blocks import BLOCK_FRAMES, Block
 from servers.media.decode import QUEUE_BLOCKS, decode
 from servers.media.downmix import DEFAULT_LAYOUTS, stereo_matrix
 from servers.media.errors import MediaError, Reason
+from tests.media.media_builders import LAYOUTS, make, tone
 
 
 def decoders() -> list[threading.Thread]:

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_builders import tone
 
 from servers.media.encode import AudioFormat, Encoder
 from servers.media.probe import probe
 from servers.media.resample import resampled_frames
 from servers.media.wavheader import wav_header
+from tests.media.media_builders import tone
 
 RATES = [8_000, 22_050, 44_100, 48_000, 96_000, 192_000, 384_000]
 LOSSY = (AudioFormat.MP3, AudioFormat.OPUS)
@@ -153,7 +153,7 @@ def test_misuse(format: AudioFormat) -> None:
     with pytest.raises(ValueError, match="expected"):
         new().encode(tone(10, 1))
     with pytest.raises(ValueError, match="expected"):
-        new().encode(tone(10, 2).astype(np.float64))  # type: ignore[arg-type]
+        new().encode(tone(10, 2).astype(np.float64))
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="NaN"):
             new().encode(np.full((2, 3), bad, dtype=np.float32))

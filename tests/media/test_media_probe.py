@@ -17,12 +17,12 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from media_builders import KINDS, make, make_video, tone, wav_bytes
 
 from servers.media.decode import decode
 from servers.media.encode import AudioFormat, Encoder
 from servers.media.errors import MediaError, Reason
 from servers.media.probe import probe, probe_isolated
+from tests.media.media_builders import KINDS, make, make_video, tone, wav_bytes
 
 AUDIO = Path(__file__).parents[3] / "shared" / "audio"
 
@@ -182,6 +182,15 @@ def nan_wav(path: Path) -> bytes:
     return wav_bytes(samples.tobytes(), tag=3, bits=32)
 
 
+def video(*, sound: bool) -> Build:
+    """A file of moving pictures."""
+
+    def build(path: Path) -> None:
+        make_video(path, audio=sound)
+
+    return build
+
+
 BAD: dict[str, tuple[Build, set[str]]] = {
     "nothing": (lambda _: b"", {"EMPTY_FILE"}),
     "random bytes": (lambda _: random.Random(1).randbytes(300_000), {"NOT_AUDIO"}),
@@ -195,8 +204,8 @@ BAD: dict[str, tuple[Build, set[str]]] = {
     "symlink": (symlink, {"NOT_AUDIO"}),
     "fifo": (fifo, {"NOT_AUDIO"}),
     "matroska": (lambda _: b"\x1a\x45\xdf\xa3" + bytes(999), {"UNSUPPORTED_CONTAINER"}),
-    "video with sound": (lambda p: make_video(p, audio=True) and None, {"UNSUPPORTED_CONTAINER"}),
-    "video without sound": (lambda p: make_video(p, audio=False) and None, {"NO_AUDIO_STREAM"}),
+    "video with sound": (video(sound=True), {"UNSUPPORTED_CONTAINER"}),
+    "video without sound": (video(sound=False), {"NO_AUDIO_STREAM"}),
     "id3 only": (lambda _: b"ID3\x04\0\0\0\0\x08\0" + bytes(1024), {"TRUNCATED"}),
     "wav cut": (cut("wav_s16"), {"TRUNCATED"}),
     "wav cut in its header": (cut("wav_s16", 0.0002), {"TRUNCATED"}),

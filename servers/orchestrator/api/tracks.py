@@ -41,14 +41,15 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
     async def UploadTrack(
         self, request_iterator: AsyncIterator[track_pb2.UploadTrackRequest], context: Context
     ) -> track_pb2.UploadTrackResponse:
-        first = await anext(request_iterator, None)
+        requests = self._uploads.paced(request_iterator)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("payload") != "spec":
             raise invalid("SPEC_MISSING", "the first message must be the specification", "spec")
         upload = await self._uploads.open(principal().id, first.spec)
         row = await self._uploads.track_of(upload)
         existed = row is not None
         if row is None:
-            await self._uploads.receive(upload, request_iterator)
+            await self._uploads.receive(upload, requests)
             row, existed = await self._uploads.complete(upload)
         return track_pb2.UploadTrackResponse(track=track(row), already_existed=existed)
 
@@ -124,6 +125,8 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
         async with self._pool.acquire() as connection, connection.transaction():
             # Against an upload of the same bytes, which would find the recording and not store it.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", row["sha256"])
+            # A repeated request would take a completed upload's word for bytes that are gone.
+            await connection.execute("DELETE FROM uploads WHERE track_id = $1", row["id"])
             await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
             if not await connection.fetchval("SELECT 1 FROM tracks WHERE sha256 = $1", row["sha256"]):
                 stems = await connection.fetch("SELECT object_key FROM stems WHERE sha256 = $1", row["sha256"])

@@ -12,9 +12,10 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import google_crc32c
@@ -31,10 +32,16 @@ from servers.storage import keys
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
+T = TypeVar("T")
+
 PIECE_BYTES = 8 * MIB
 MAX_UPLOADS = 64  # streams at once, each holding up to a piece and a chunk in memory
 MAX_PROBES = 2
+MAX_FLUSHES = 4  # pieces being stored at once, each with a connection to the database
 PROBE_SECONDS = 600.0
+
+# Refusals after which no other bytes could make the upload right.
+_HOPELESS = {"TRACK_TOO_LARGE", "SIZE_MISMATCH"}
 
 
 class Uploads:
@@ -46,6 +53,7 @@ class Uploads:
         self._settings = settings
         self._active = 0
         self._probes = asyncio.Semaphore(MAX_PROBES)
+        self._flushes = asyncio.Semaphore(MAX_FLUSHES)
 
     async def open(self, owner: str, spec: track_pb2.UploadSpec) -> Row:
         """The upload that ``spec`` names, begun now or earlier."""
@@ -92,7 +100,7 @@ class Uploads:
         )
 
     async def receive(self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest]) -> None:
-        """Store the chunks of a stream; returns when all have arrived."""
+        """Store the chunks of a stream, ``paced``; returns when all have arrived."""
         if self._active >= MAX_UPLOADS:
             raise ApiError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -101,12 +109,16 @@ class Uploads:
             )
         self._active += 1
         try:
-            writer = await _Writer.open(self._pool, self._objects, upload["id"])
+            writer = await _Writer.open(self._pool, self._objects, self._flushes, upload["id"])
             try:
                 size = await self._receive_chunks(upload, requests, writer)
             finally:
                 # Also when the client is gone or misbehaved: what arrived in order need not be sent again.
-                await asyncio.shield(writer.flush())
+                await _to_the_end(writer.flush())
+        except ApiError as error:
+            if error.reason in _HOPELESS:
+                await self.discard(upload)
+            raise
         finally:
             self._active -= 1
         if size is None or writer.position < upload["size_bytes"]:
@@ -123,7 +135,7 @@ class Uploads:
         self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest], writer: _Writer
     ) -> int | None:
         """Pass chunks on; returns the size in the message that ends the upload, None if the stream broke."""
-        async for request in self._paced(requests):
+        async for request in requests:
             match request.WhichOneof("payload"):
                 case "chunk":
                     self._check(upload, request.chunk, writer.position)
@@ -134,7 +146,7 @@ class Uploads:
                     raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
         return None
 
-    async def _paced(
+    async def paced(
         self, requests: AsyncIterator[track_pb2.UploadTrackRequest]
     ) -> AsyncIterator[track_pb2.UploadTrackRequest]:
         """Pass messages on, and give up on clients that send nothing, or hardly anything, for long."""
@@ -219,11 +231,16 @@ class Uploads:
                 facts = None
                 if not await self._pool.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
                     facts = await self._probe(path)
-                track, existed = await self._store(upload, sha256, size, path, facts)
-        except ApiError:
-            await self.discard(upload)
+                # To the end: a client that goes away now must not leave an object that nobody knows.
+                track, existed = await _to_the_end(self._store(upload, sha256, size, path, facts))
+        except (ApiError, ObjectMissing) as error:
+            # The same upload may have been completed, and its pieces removed, by a call that went before.
+            stored = await self._pool.fetchrow("SELECT * FROM uploads WHERE id = $1", upload["id"])
+            if stored is not None and (done := await self.track_of(stored)):
+                return done, True
+            if isinstance(error, ApiError):
+                await self.discard(upload)
             raise
-        await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
         telemetry.log().info("track stored", bytes=size, existed=existed)
         return track, existed
 
@@ -236,9 +253,11 @@ class Uploads:
         with path.open("wb") as file:
             for piece in pieces:
                 async for data in self._objects.read(keys.upload_piece(upload_id, piece["start"])):
+                    size += len(data)
+                    if size > self._settings.max_upload_bytes:  # put by URL after ``adopt`` looked
+                        raise self._too_large("spec.size_bytes")
                     file.write(data)
                     digest.update(data)
-                    size += len(data)
         return digest.hexdigest(), size
 
     async def _probe(self, path: Path) -> TrackFacts:
@@ -293,7 +312,8 @@ class Uploads:
             assert track is not None
             await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
             await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
-            return track, created is None
+        await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+        return track, created is None
 
     async def discard(self, upload: Row) -> None:
         """Forget an upload and remove what it stored."""
@@ -304,16 +324,25 @@ class Uploads:
 class _Writer:
     """The one stream that may go on with an upload."""
 
-    def __init__(self, pool: Pool, objects: ObjectStore, upload_id: UUID, token: UUID, committed: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        flushes: asyncio.Semaphore,
+        upload_id: UUID,
+        token: UUID,
+        committed: int,
+    ) -> None:
         self._pool = pool
         self._objects = objects
+        self._flushes = flushes
         self._upload_id = upload_id
         self._token = token
         self._committed = committed
         self._buffer = bytearray()
 
     @classmethod
-    async def open(cls, pool: Pool, objects: ObjectStore, upload_id: UUID) -> _Writer:
+    async def open(cls, pool: Pool, objects: ObjectStore, flushes: asyncio.Semaphore, upload_id: UUID) -> _Writer:
         """Take the upload over from whatever stream had it."""
         token = uuid4()
         committed = await pool.fetchval(
@@ -321,7 +350,7 @@ class _Writer:
         )
         if committed is None:
             raise not_found("upload", str(upload_id))
-        return cls(pool, objects, upload_id, token, committed)
+        return cls(pool, objects, flushes, upload_id, token, committed)
 
     @property
     def position(self) -> int:
@@ -339,8 +368,8 @@ class _Writer:
         if not self._buffer:
             return
         data, self._buffer = bytes(self._buffer), bytearray()
-        await self._objects.put(keys.upload_piece(self._upload_id, self._committed), data)
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self._flushes, self._pool.acquire() as connection, connection.transaction():
+            # First, and held until the piece is stored: who has lost the upload must not touch its objects.
             ours = await connection.fetchval(
                 """UPDATE uploads SET committed_bytes = committed_bytes + $4, updated_at = now()
                    WHERE id = $1 AND writer = $2 AND committed_bytes = $3 RETURNING 1""",
@@ -351,6 +380,7 @@ class _Writer:
             )
             if ours is None:
                 raise ApiError(grpc.StatusCode.ABORTED, "UPLOAD_TAKEN_OVER", "another stream goes on with this upload")
+            await self._objects.put(keys.upload_piece(self._upload_id, self._committed), data)
             await connection.execute(
                 "INSERT INTO upload_pieces (upload_id, start, size_bytes) VALUES ($1, $2, $3)",
                 self._upload_id,
@@ -372,6 +402,20 @@ def clean_name(name: str) -> str:
         base = unicodedata.normalize("NFC", base)
     base = "".join(character for character in base if unicodedata.category(character)[0] != "C").strip()
     return base if base.strip(".") else "untitled"
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``, and only then let this task be cancelled; grpc may ask for it more than once."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 def _too_slow(detail: str) -> ApiError:

@@ -80,11 +80,12 @@ class JobRun:
 
     async def stage(self, name: str) -> None:
         """Enter a stage: the name of a value of the proto enum ``Stage`` without its prefix."""
-        self._end_stage()
+        self.end_stage()
         self._stage = name
         await self._publish_progress()
 
-    def _end_stage(self) -> None:
+    def end_stage(self) -> None:
+        """Leave the current stage without entering another."""
         now = time.monotonic()
         if self._stage != "UNSPECIFIED":
             seconds = now - self._stage_began
@@ -232,7 +233,7 @@ class Runner:
         await self._finish(run, "FAILED", error)
 
     async def _finish(self, run: JobRun, state: str, error: dict[str, Any] | None = None) -> None:
-        await run.stage("UNSPECIFIED")
+        run.end_stage()
         row = await self._store.finish(
             run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
         )

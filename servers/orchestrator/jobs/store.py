@@ -166,7 +166,7 @@ class JobStore:
         """Put a running job into a final state."""
         row = await self._pool.fetchrow(
             """UPDATE jobs SET state = $3, error = $4, warnings = $5, timings = $6, ended_at = now(),
-                               eta_seconds = NULL,
+                               stage = 'UNSPECIFIED', eta_seconds = NULL,
                                fraction = CASE WHEN $3 = 'SUCCEEDED' THEN 1 ELSE fraction END
                WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' RETURNING *""",
             job_id,

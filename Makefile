@@ -1,0 +1,62 @@
+# make demo [SONG=path]   set up, start everything, separate a song into its stems
+# make test               set up, run every test that needs no GPU
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUF := .npm/node_modules/.bin/buf
+OUT ?= out/demo
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo up test lint format protos bench lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml clients/python/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable clients/python --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m servers.local.demo --out "$(OUT)" $(if $(SONG),"$(SONG)")
+
+up: setup
+	$(BIN)/contrafact up
+
+test: setup
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+lint: setup $(BUF)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python protos/generate.py --image build/contrafact.binpb
+	$(BUF) lint build/contrafact.binpb --path contrafact
+	git diff --exit-code -- clients/python/src
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: setup
+	$(BIN)/python protos/generate.py
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+$(BUF):
+	npm install --silent --no-audit --no-fund --no-save --prefix .npm @bufbuild/buf@1.75.0
+
+# Resolve anew what pyproject.toml asks for, in an empty environment.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --editable clients/python --editable '.[local,dev]'
+	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf build .npm .contrafact out $(VENV)

@@ -1,0 +1,16 @@
+"""Run the measurements named on the command line, or all."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.bench import memory, parity, speed
+
+ALL = {"parity": parity.measure, "memory": memory.measure, "speed": speed.measure}
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or list(ALL)
+    if unknown := set(names) - set(ALL):
+        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(ALL)}")
+    for name in names:
+        ALL[name]()
