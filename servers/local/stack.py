@@ -184,7 +184,8 @@ class Stack:
         return command, {"CONTRAFACT_TRITON_URL": f"127.0.0.1:{grpc_port}"}
 
     async def _start_servers(self) -> None:
-        environment = self._child_environment()
+        # Each server takes a free port for its metrics, and says so in its log.
+        environment = {"CONTRAFACT_METRICS_PORT": "0", **self._child_environment()}
         usual = Settings.model_fields["drain_seconds"].default
         drain = float(environment.get("CONTRAFACT_DRAIN_SECONDS", usual))
         migrate = Child(contrafact.migrate(environment), self._folder.logs)

@@ -19,6 +19,7 @@ from servers.platform.settings import MIB, Settings
 
 MAX_MESSAGE_BYTES = 4 * MIB
 KEEPALIVE_SECONDS = 30
+MAX_RPCS = 2000  # streams included; one more is refused with RESOURCE_EXHAUSTED
 TIDY_SECONDS = 3.0
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -65,7 +66,7 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=[self._calls],
             options=SERVER_OPTIONS,
-            maximum_concurrent_rpcs=None,
+            maximum_concurrent_rpcs=MAX_RPCS,
         )
         for service in services:
             service.register(self._server)

@@ -38,15 +38,12 @@ SEGMENT_RETRIES = Counter("contrafact_segment_retries_total", "Segments sent aga
 MODEL_RECOVERIES = Counter("contrafact_model_recoveries_total", "Dead models unloaded and loaded.", ["model"])
 
 
-def configure(settings: Settings, server: str) -> int | None:
+def configure(settings: Settings, server: str) -> None:
     """Set up logs, and metrics and traces where the settings ask for them.
 
     Args:
         settings: This process's settings.
         server: The server's name, put on every line and span.
-
-    Returns:
-        The port on which metrics are served, if they are.
     """
     level = getattr(logging, settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
@@ -77,10 +74,9 @@ def configure(settings: Settings, server: str) -> int | None:
 
     if settings.otlp_endpoint:
         _export_traces(settings.otlp_endpoint, server)
-    if settings.metrics_port is None:
-        return None
-    http, _ = start_http_server(settings.metrics_port, addr=settings.api_host)
-    return int(http.server_port)
+    if settings.metrics_port is not None:
+        http, _ = start_http_server(settings.metrics_port, addr=settings.api_host)
+        log().info("metrics", port=http.server_port)
 
 
 def _export_traces(endpoint: str, server: str) -> None:

@@ -83,9 +83,13 @@ def read_token(token: str, length: int) -> list[str] | None:
         position = json.loads(base64.urlsafe_b64decode(token))
     except (binascii.Error, ValueError):
         position = None
-    if not isinstance(position, list) or len(position) != length or not all(isinstance(x, str) for x in position):
+    if not isinstance(position, list) or len(position) != length or not all(map(_is_plain, position)):
         raise invalid("INVALID_PAGE_TOKEN", "page_token is not one that this service gave", "page_token")
     return position
+
+
+def _is_plain(part: object) -> bool:
+    return isinstance(part, str) and part.isprintable()  # PostgreSQL knows no NUL, and UTF-8 no surrogates
 
 
 def read_time_token(token: str) -> tuple[dt.datetime, UUID] | None:
@@ -94,8 +98,11 @@ def read_time_token(token: str) -> tuple[dt.datetime, UUID] | None:
     if position is None:
         return None
     try:
-        return dt.datetime.fromisoformat(position[0]), UUID(position[1])
-    except ValueError:
+        moment = dt.datetime.fromisoformat(position[0])
+        if moment.tzinfo is None:
+            raise ValueError("a moment of no time zone")
+        return moment.astimezone(dt.UTC), UUID(position[1])
+    except (ValueError, OverflowError):
         raise invalid("INVALID_PAGE_TOKEN", "page_token is not one that this service gave", "page_token") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import unicodedata
 from collections.abc import AsyncIterator
 
 from contrafact.v1 import track_pb2, track_pb2_grpc
@@ -23,6 +24,7 @@ from servers.orchestrator.jobs.store import JobStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
+from servers.storage import keys
 from servers.storage.database import Pool
 from servers.storage.objects import ObjectStore
 
@@ -94,6 +96,8 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
 
     async def ListTracks(self, request: track_pb2.ListTracksRequest, context: Context) -> track_pb2.ListTracksResponse:
         limit = page_limit(request.page_size)
+        if "\0" in request.display_name_contains:  # in no name; and PostgreSQL cannot be asked
+            return track_pb2.ListTracksResponse()
         uploaded_at, track_id = read_time_token(request.page_token) or (None, None)
         rows = await self._pool.fetch(
             f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
@@ -104,7 +108,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             principal().id,
             uploaded_at,
             track_id,
-            request.display_name_contains,
+            unicodedata.normalize("NFC", request.display_name_contains),  # as names are
             limit + 1,
         )
         token = ""
@@ -126,12 +130,14 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             # Against an upload of the same bytes, which would find the recording and not store it.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", row["sha256"])
             # A repeated request would take a completed upload's word for bytes that are gone.
-            await connection.execute("DELETE FROM uploads WHERE track_id = $1", row["id"])
+            uploads = await connection.fetch("DELETE FROM uploads WHERE track_id = $1 RETURNING id", row["id"])
             await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
             if not await connection.fetchval("SELECT 1 FROM tracks WHERE sha256 = $1", row["sha256"]):
                 stems = await connection.fetch("SELECT object_key FROM stems WHERE sha256 = $1", row["sha256"])
                 await connection.execute("DELETE FROM recordings WHERE sha256 = $1", row["sha256"])
                 await self._objects.delete([row["object_key"], *(stem["object_key"] for stem in stems)])
+        for upload in uploads:
+            await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
         return track_pb2.DeleteTrackResponse()
 
     async def DownloadTrack(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+import asyncpg
 import google_crc32c
 import grpc
 from contrafact.v1 import audio_pb2, track_pb2
@@ -91,13 +92,19 @@ class Uploads:
 
     async def track_of(self, upload: Row) -> Row | None:
         """The track that an upload became, if it is complete; also one with the very bytes it announces."""
-        return await self._pool.fetchrow(
+        track = await self._pool.fetchrow(
             f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
                 WHERE t.id = $1 OR (t.owner = $2 AND t.sha256 = $3) LIMIT 1""",
             upload["track_id"],
             upload["owner"],
             upload["sha256"],
         )
+        if track is not None and upload["track_id"] is None:  # so that it goes when the track goes
+            try:
+                await self._pool.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
+            except asyncpg.ForeignKeyViolationError:  # deleted in this very moment
+                return None
+        return track
 
     async def receive(self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest]) -> None:
         """Store the chunks of a stream, ``paced``; returns when all have arrived."""
@@ -195,6 +202,10 @@ class Uploads:
 
     async def adopt(self, upload: Row) -> None:
         """Take in what was put by HTTP where ``url_key`` says."""
+        if upload["committed_bytes"]:
+            if upload["committed_bytes"] != upload["size_bytes"]:
+                raise precondition("UPLOAD_BEGUN", "this upload has begun as a stream and must end as one")
+            return  # taken in before
         try:
             size = await self._objects.size(url_key(upload))
         except ObjectMissing:
