@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +17,8 @@ from servers.inference.triton import Triton, TritonError
 from servers.platform import telemetry
 from servers.platform.settings import Settings
 
-PROBE_SECONDS = 15.0  # the interval, and
-PROBE_TIMEOUT = 30.0  # how long an answer may take: behind a running segment on a slow CPU
+PROBE_SECONDS = 15.0  # for so long an answer of any kind is proof of life, and
+PROBE_TIMEOUT = 30.0  # so long an answer may take: behind a running segment on a slow CPU
 
 
 class ModelUnavailable(Exception):
@@ -27,9 +28,11 @@ class ModelUnavailable(Exception):
 class ModelKeeper:
     """Loads one model when it is first needed and watches over it while used as a context manager."""
 
-    def __init__(self, triton: Triton, model: str, settings: Settings) -> None:
+    def __init__(self, triton: Triton, model: str, settings: Settings, *, probe_seconds: float = PROBE_SECONDS) -> None:
         self.model = model
         self._triton = triton
+        self._probe_seconds = probe_seconds
+        self._trusted_until = 0.0  # on the monotonic clock
         self._load_timeout = settings.model_load_timeout_seconds
         self._lock = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
@@ -46,7 +49,16 @@ class ModelKeeper:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
 
+    def answered(self) -> None:
+        """Take note that the model has just answered somebody."""
+        self._trusted_until = time.monotonic() + self._probe_seconds
+
     async def ensure_alive(self) -> None:
+        """Return at once if the model answered a short while ago, else as ``check``."""
+        if time.monotonic() >= self._trusted_until:
+            await self.check()
+
+    async def check(self) -> None:
         """Return once the model's process has answered a probe, loading or reloading it if need be.
 
         Raises:
@@ -56,12 +68,14 @@ class ModelKeeper:
             try:
                 if await self._triton.is_ready(self.model):
                     if await self._answers():
+                        self.answered()
                         return
                     telemetry.MODEL_RECOVERIES.labels(self.model).inc()
                     telemetry.log().warning("model process is dead, reloading", model=self.model)
                     await self._triton.unload(self.model, self._load_timeout)
                 await self._triton.load(self.model, self._load_timeout)
                 await self._triton.probe(self.model, PROBE_TIMEOUT)
+                self.answered()
                 telemetry.log().info("model loaded", model=self.model)
             except (TritonError, TimeoutError) as error:
                 raise ModelUnavailable(_first_line(error)) from error
@@ -78,7 +92,7 @@ class ModelKeeper:
         while True:
             with contextlib.suppress(ModelUnavailable):
                 await self.ensure_alive()
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.sleep(self._probe_seconds)
 
 
 def _first_line(error: BaseException) -> str:

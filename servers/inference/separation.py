@@ -141,8 +141,9 @@ class Separator:
                 telemetry.SEGMENT_RETRIES.labels(model, error.status).inc()
                 telemetry.log().warning("segment failed, trying again", status=error.status, attempt=attempt)
                 await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.5))
-                await self._keeper.ensure_alive()
+                await self._keeper.check()
             else:
+                self._keeper.answered()
                 telemetry.SEGMENT_SECONDS.labels(model).observe(time.perf_counter() - started)
                 return answer
         raise AssertionError("unreachable")

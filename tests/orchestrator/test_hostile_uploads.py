@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import itertools
+import re
 import struct
 import tempfile
 import threading
@@ -42,7 +43,7 @@ from tests.media.media_builders import make, make_video, tone, wav_bytes
 
 MIB = 1024 * 1024
 LIMIT = 30_000_000  # of the stack under test
-IDLE = 2.0
+TEMPORARY = re.compile(r"contrafact-[a-z0-9_]{8}")  # the API's own; other programs have longer names
 
 Message = track_pb2.UploadTrackRequest
 Call: TypeAlias = "grpc.Future[track_pb2.UploadTrackResponse]"
@@ -638,7 +639,8 @@ class Residue:
         )
         keys = [key for prefix in ("uploads/", "tracks/") for key in await self._objects.find(prefix)]
         temporary = self._settings.temporary_folder or Path(tempfile.gettempdir())
-        return {row[0] for row in rows} | set(keys) | {str(path) for path in temporary.glob("contrafact-*")}
+        folders = {str(path) for path in temporary.iterdir() if TEMPORARY.fullmatch(path.name)}
+        return {row[0] for row in rows} | set(keys) | folders
 
     async def appears(self, before: set[str]) -> set[str]:
         """What there is beyond ``before``, given a moment to go away."""

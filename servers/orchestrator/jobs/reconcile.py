@@ -22,7 +22,7 @@ INTERVAL_SECONDS = 5.0
 
 
 class Reconciler:
-    """Dispatches stranded jobs again and removes abandoned uploads; any number may run at once."""
+    """Dispatches stranded jobs again and removes what nobody needs any more; any number may run at once."""
 
     def __init__(self, pool: Pool, objects: ObjectStore, store: JobStore, queue: JobQueue, settings: Settings) -> None:
         self._pool = pool
@@ -38,6 +38,7 @@ class Reconciler:
                 try:
                     await self.dispatch_stranded()
                     await self.remove_stale_uploads()
+                    await self.remove_live_pieces()
                     await self.measure()
                 except (
                     OSError,
@@ -65,6 +66,16 @@ class Reconciler:
             await self._pool.execute(
                 "DELETE FROM uploads WHERE id = $1 AND updated_at < now() - $2::interval", row["id"], ttl
             )
+
+    async def remove_live_pieces(self) -> None:
+        """Remove the live pieces of jobs that have ended: whoever still listens reads the finished stems."""
+        rows = await self._pool.fetch(
+            """SELECT DISTINCT job_id FROM live_pieces JOIN jobs ON jobs.id = job_id
+               WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') LIMIT 100"""
+        )
+        for row in rows:
+            await self._objects.delete_prefix(keys.live_prefix(row["job_id"]))
+            await self._pool.execute("DELETE FROM live_pieces WHERE job_id = $1", row["job_id"])
 
     async def measure(self) -> None:
         """Export how many jobs wait and for how long."""

@@ -92,8 +92,6 @@ class SeparatePipeline:
         except SegmentFailed as error:
             telemetry.log().error("separation failed", error=str(error))
             raise JobFailure("MODEL_FAILED", "the model failed on a segment", retryable=True) from error
-        finally:
-            await self._forget_pieces(run)
 
     async def _reuse(self, run: JobRun, recording: Row, model: str, stem: str, audio_format: AudioFormat) -> bool:
         """Give the job a stem that exists already; returns whether there is one."""
@@ -225,12 +223,6 @@ class SeparatePipeline:
                 f"were clipped by {row['format']}; ask for wav to keep them"
             )
         await run.events.publish(run.id, job_pb2.JobEvent(artifact=artifact))
-
-    async def _forget_pieces(self, run: JobRun) -> None:
-        """Remove the live pieces of all attempts so far: whoever still listens reads the finished stems."""
-        await self._pool.execute("DELETE FROM live_pieces WHERE job_id = $1 AND attempt <= $2", run.id, run.attempt)
-        for attempt in range(1, run.attempt + 1):
-            await self._objects.delete_prefix(f"{keys.live_prefix(run.id)}{attempt}/")
 
 
 class FrameReader:
