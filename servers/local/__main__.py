@@ -116,7 +116,7 @@ def _announce(stack: Stack, as_json: bool) -> None:
     print(f"ready in {stack.started_seconds:.1f} s; data and logs: {stack.folder}; Ctrl-C stops it")
     if address:
         print(f"API: {address} (gRPC, plaintext)")
-        print(f"  contrafact --server {address} --help")
+        print(f"  contrafact separate song.mp3 --address {address}")
         print(f"  grpcurl -plaintext {address} list")
     else:
         for name, value in sorted(stack.environment.items()):

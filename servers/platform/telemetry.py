@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import structlog
 from opentelemetry import propagate, trace
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from structlog.tracebacks import ExceptionDictTransformer
 
 from servers.platform.settings import Settings
 
@@ -50,7 +51,8 @@ def configure(settings: Settings, server: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # Without local variables: they hold names and audio.
+        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
     ]
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],

@@ -12,10 +12,9 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -26,16 +25,15 @@ from contrafact.v1 import audio_pb2, track_pb2
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
 from servers.orchestrator.api.resources import TRACK_COLUMNS
+from servers.orchestrator.api.upload_writer import UploadWriter
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid, not_found, precondition
-from servers.platform.settings import MIB, Settings
+from servers.platform.settings import Settings
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
-T = TypeVar("T")
-
-PIECE_BYTES = 8 * MIB
 MAX_UPLOADS = 64  # streams at once, each holding up to a piece and a chunk in memory
 MAX_PROBES = 2
 MAX_FLUSHES = 4  # pieces being stored at once, each with a connection to the database
@@ -116,12 +114,12 @@ class Uploads:
             )
         self._active += 1
         try:
-            writer = await _Writer.open(self._pool, self._objects, self._flushes, upload["id"])
+            writer = await UploadWriter.open(self._pool, self._objects, self._flushes, upload["id"])
             try:
                 size = await self._receive_chunks(upload, requests, writer)
             finally:
                 # Also when the client is gone or misbehaved: what arrived in order need not be sent again.
-                await _to_the_end(writer.flush())
+                await to_the_end(writer.flush())
         except ApiError as error:
             if error.reason in _HOPELESS:
                 await self.discard(upload)
@@ -139,7 +137,7 @@ class Uploads:
             raise invalid("SIZE_MISMATCH", f"{writer.position} bytes came, {size} were sent", "end.size_bytes")
 
     async def _receive_chunks(
-        self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest], writer: _Writer
+        self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest], writer: UploadWriter
     ) -> int | None:
         """Pass chunks on; returns the size in the message that ends the upload, None if the stream broke."""
         async for request in requests:
@@ -243,7 +241,7 @@ class Uploads:
                 if not await self._pool.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
                     facts = await self._probe(path)
                 # To the end: a client that goes away now must not leave an object that nobody knows.
-                track, existed = await _to_the_end(self._store(upload, sha256, size, path, facts))
+                track, existed = await to_the_end(self._store(upload, sha256, size, path, facts))
         except (ApiError, ObjectMissing) as error:
             # The same upload may have been completed, and its pieces removed, by a call that went before.
             stored = await self._pool.fetchrow("SELECT * FROM uploads WHERE id = $1", upload["id"])
@@ -332,75 +330,6 @@ class Uploads:
         await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
 
 
-class _Writer:
-    """The one stream that may go on with an upload."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        objects: ObjectStore,
-        flushes: asyncio.Semaphore,
-        upload_id: UUID,
-        token: UUID,
-        committed: int,
-    ) -> None:
-        self._pool = pool
-        self._objects = objects
-        self._flushes = flushes
-        self._upload_id = upload_id
-        self._token = token
-        self._committed = committed
-        self._buffer = bytearray()
-
-    @classmethod
-    async def open(cls, pool: Pool, objects: ObjectStore, flushes: asyncio.Semaphore, upload_id: UUID) -> _Writer:
-        """Take the upload over from whatever stream had it."""
-        token = uuid4()
-        committed = await pool.fetchval(
-            "UPDATE uploads SET writer = $2 WHERE id = $1 RETURNING committed_bytes", upload_id, token
-        )
-        if committed is None:
-            raise not_found("upload", str(upload_id))
-        return cls(pool, objects, flushes, upload_id, token, committed)
-
-    @property
-    def position(self) -> int:
-        """Offset of the next byte."""
-        return self._committed + len(self._buffer)
-
-    async def write(self, data: bytes) -> None:
-        """Take ``data`` in, and store a piece when there is enough for one."""
-        self._buffer += data
-        if len(self._buffer) >= PIECE_BYTES:
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Store and commit what is held in memory."""
-        if not self._buffer:
-            return
-        data, self._buffer = bytes(self._buffer), bytearray()
-        async with self._flushes, self._pool.acquire() as connection, connection.transaction():
-            # First, and held until the piece is stored: who has lost the upload must not touch its objects.
-            ours = await connection.fetchval(
-                """UPDATE uploads SET committed_bytes = committed_bytes + $4, updated_at = now()
-                   WHERE id = $1 AND writer = $2 AND committed_bytes = $3 RETURNING 1""",
-                self._upload_id,
-                self._token,
-                self._committed,
-                len(data),
-            )
-            if ours is None:
-                raise ApiError(grpc.StatusCode.ABORTED, "UPLOAD_TAKEN_OVER", "another stream goes on with this upload")
-            await self._objects.put(keys.upload_piece(self._upload_id, self._committed), data)
-            await connection.execute(
-                "INSERT INTO upload_pieces (upload_id, start, size_bytes) VALUES ($1, $2, $3)",
-                self._upload_id,
-                self._committed,
-                len(data),
-            )
-        self._committed += len(data)
-
-
 def url_key(upload: Row) -> str:
     """Where an upload by HTTP puts its bytes."""
     return keys.upload_piece(upload["id"], 0)
@@ -413,20 +342,6 @@ def clean_name(name: str) -> str:
         base = unicodedata.normalize("NFC", base)
     base = "".join(character for character in base if unicodedata.category(character)[0] != "C").strip()
     return base if base.strip(".") else "untitled"
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, and only then let this task be cancelled; grpc may ask for it more than once."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
 
 
 def _too_slow(detail: str) -> ApiError:

@@ -238,8 +238,8 @@ class Runner:
             run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
         )
         reason = error["reason"] if error else ""
-        telemetry.JOBS.labels(row["kind"], state, reason).inc()
-        telemetry.log().info("job ended", state=state, reason=reason)
+        telemetry.JOBS.labels(row["kind"], row["state"], reason).inc()
+        telemetry.log().info("job ended", state=row["state"], reason=reason)
         await self._tell(run, row)
 
     async def _tell(self, run: JobRun, row: Row) -> None:

@@ -163,10 +163,11 @@ class JobStore:
         warnings: Sequence[str] = (),
         timings: Sequence[dict[str, Any]] = (),
     ) -> Row:
-        """Put a running job into a final state."""
+        """Put a running job into a final state; one that was to be cancelled does not fail any more."""
         row = await self._pool.fetchrow(
-            """UPDATE jobs SET state = $3, error = $4, warnings = $5, timings = $6, ended_at = now(),
-                               stage = 'UNSPECIFIED', eta_seconds = NULL,
+            """UPDATE jobs SET state = CASE WHEN $3 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $3 END,
+                               error = CASE WHEN cancel_requested THEN NULL ELSE $4::jsonb END,
+                               warnings = $5, timings = $6, ended_at = now(), stage = 'UNSPECIFIED', eta_seconds = NULL,
                                fraction = CASE WHEN $3 = 'SUCCEEDED' THEN 1 ELSE fraction END
                WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' RETURNING *""",
             job_id,
