@@ -19,6 +19,7 @@ from servers.platform.settings import Settings
 
 PROBE_SECONDS = 15.0  # for so long an answer of any kind is proof of life, and
 PROBE_TIMEOUT = 30.0  # so long an answer may take: behind a running segment on a slow CPU
+_AGAIN_SECONDS = 0.5
 
 
 class ModelUnavailable(Exception):
@@ -79,6 +80,24 @@ class ModelKeeper:
                 telemetry.log().info("model loaded", model=self.model)
             except (TritonError, TimeoutError) as error:
                 raise ModelUnavailable(_first_line(error)) from error
+
+    async def wait(self, *, check: bool = False) -> None:
+        """As ``ensure_alive`` (or ``check``), and patient: weights may be on their way, Triton may be restarting.
+
+        Raises:
+            ModelUnavailable: It could not be loaded within ``model_load_timeout_seconds``.
+        """
+        last = ModelUnavailable("the model did not answer")
+        try:
+            async with asyncio.timeout(self._load_timeout):
+                while True:
+                    try:
+                        return await (self.check() if check else self.ensure_alive())
+                    except ModelUnavailable as error:
+                        last = error
+                        await asyncio.sleep(_AGAIN_SECONDS)
+        except TimeoutError:
+            raise last from None
 
     async def _answers(self) -> bool:
         try:

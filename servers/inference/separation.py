@@ -28,7 +28,8 @@ CHANNELS = 2
 SOURCES = ("drums", "bass", "other", "vocals")  # in the order of the model's output
 GEOMETRY = Geometry(length=343_980, stride=257_985)  # 7.8 s, 25 % overlap
 
-ATTEMPTS = 6
+ATTEMPTS = 4
+RETRY_SECONDS = 0.2  # before the first new attempt; it doubles with each
 # Worth another try, after the model's process was looked after; anything else is our own mistake.
 _TRANSIENT = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED"})
 
@@ -56,8 +57,12 @@ class Separated:
 class Separator:
     """Separates tracks with one model on Triton; any number at once."""
 
-    def __init__(self, triton: Triton, keeper: ModelKeeper, settings: Settings) -> None:
+    def __init__(
+        self, triton: Triton, keeper: ModelKeeper, settings: Settings, *, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         self._triton = triton
+        self._retry_seconds = retry_seconds
+        self._suspects = asyncio.Lock()
         self._keeper = keeper
         self._in_flight = settings.segments_in_flight
         self._timeout = settings.segment_timeout_seconds
@@ -80,6 +85,7 @@ class Separator:
 
         Raises:
             SegmentFailed: The model failed again and again.
+            ModelUnavailable: It could not be loaded for a long time.
             ValueError: ``blocks`` ended early.
         """
         scale = np.float32(level.std + 1e-8)  # as demucs.api.Separator.separate_tensor
@@ -131,8 +137,11 @@ class Separator:
         model = self._keeper.model
         for attempt in range(1, ATTEMPTS + 1):
             started = time.perf_counter()
+            # A segment that kills the model fails its neighbours too, so what failed is tried again one at a time.
+            alone = self._suspects if attempt > 1 else contextlib.nullcontext()
             try:
-                answer = await self._infer_once(window, segment, priority, request_id)
+                async with alone:
+                    answer = await self._infer_once(window, segment, priority, request_id)
             except TritonError as error:
                 if error.status not in _TRANSIENT and "shared memory region" not in error.message:
                     raise SegmentFailed(str(error)) from error
@@ -140,8 +149,8 @@ class Separator:
                     raise SegmentFailed(f"{attempt} attempts, last: {error}") from error
                 telemetry.SEGMENT_RETRIES.labels(model, error.status).inc()
                 telemetry.log().warning("segment failed, trying again", status=error.status, attempt=attempt)
-                await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.5))
-                await self._keeper.check()
+                await asyncio.sleep(self._retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+                await self._keeper.wait(check=True)
             else:
                 self._keeper.answered()
                 telemetry.SEGMENT_SECONDS.labels(model).observe(time.perf_counter() - started)

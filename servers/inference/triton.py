@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from multiprocessing import shared_memory
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,6 +28,8 @@ Transport = Literal["shared_memory", "inline"]
 
 CONTROL_SECONDS = 10.0
 REGION_PREFIX = "contrafact-"
+# A Triton that was restarted is found again soon; gRPC would wait for up to two minutes between attempts.
+_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
 
 
 class Region:
@@ -77,7 +80,7 @@ class Triton:
     """A client of one Triton server; use it as an asynchronous context manager."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = InferenceServerClient(settings.triton_url, channel_args=list(CHANNEL_OPTIONS))
+        self._client = InferenceServerClient(settings.triton_url, channel_args=[*CHANNEL_OPTIONS, *_RECONNECT])
         self._sharing: Literal["auto", "on", "off"] = settings.shared_memory
         self._free: dict[tuple[int, int], list[Region]] = {}
         self._regions: set[Region] = set()
@@ -176,13 +179,13 @@ class Triton:
                 return None
             raise
         except BaseException:
-            region.unlink()
+            self._retire(region)  # Triton may know it by now
             raise
         self._regions.add(region)
         return region
 
     async def register(self, region: Region) -> None:
-        """Make ``region`` known to Triton, as is needed again after Triton was restarted."""
+        """Make ``region`` known to Triton; needed again after Triton was restarted."""
         with _translated():
             await self._client.register_system_shared_memory(
                 region.name, f"/{region.name}", region.size, client_timeout=CONTROL_SECONDS
@@ -193,6 +196,7 @@ class Triton:
             await asyncio.sleep(self._retire_seconds)
             await self._remove(region)
 
+        self._regions.add(region)  # removed at the latest when this client is closed
         task = asyncio.create_task(later())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -235,26 +239,32 @@ class Triton:
         else:
             tensor.set_shared_memory(region.name, region.input_bytes)
             output.set_shared_memory(region.name, region.output_bytes, offset=region.input_bytes)
-        with _translated():
-            result = await self._client.infer(
-                model,
-                [tensor],
-                outputs=[output],
-                request_id=request_id,
-                priority=priority,
-                timeout=int(timeout * 1e6),
-                client_timeout=timeout,
-                headers=telemetry.outgoing_headers(),
-            )
-        if region is not None:
-            return region.array(region.input_bytes, output_shape)
-        answer = result.as_numpy("stems")
-        if answer is None or answer.shape != (1, *output_shape):
-            raise TritonError("INTERNAL", f"{model} answered with an empty or misshapen tensor")
-        return np.asarray(answer[0], np.float32)
-
-    async def compute_seconds(self, model: str) -> float:
-        """Seconds that ``model`` has computed since it was loaded, by Triton's own statistics."""
-        with _translated():
-            statistics = await self._client.get_inference_statistics(model, client_timeout=CONTROL_SECONDS)
-        return sum(int(item.inference_stats.compute_infer.ns) for item in statistics.model_stats) / 1e9
+        call = partial(
+            self._client.infer,
+            model,
+            [tensor],
+            outputs=[output],
+            request_id=request_id,
+            priority=priority,
+            timeout=int(timeout * 1e6),
+            client_timeout=timeout,
+            headers=telemetry.outgoing_headers(),
+        )
+        try:
+            with _translated():
+                result = await call()
+        except TritonError as error:
+            if region is None or "shared memory region" not in error.message:
+                raise
+            await self.register(region)  # Triton was restarted since
+            with _translated():
+                result = await call()
+        # Asked of every answer: where there is none, the region still holds an older one.
+        description = result.get_output("stems")
+        if description is not None and tuple(description.shape) == (1, *output_shape):
+            if region is not None:
+                return region.array(region.input_bytes, output_shape)
+            answer = result.as_numpy("stems")
+            if answer is not None and answer.size:
+                return np.asarray(answer[0], np.float32)
+        raise TritonError("INTERNAL", f"{model} answered with an empty or misshapen tensor")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
@@ -81,7 +80,8 @@ class SeparatePipeline:
             with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._settings.temporary_folder) as folder:
                 source = Path(folder) / "source"
                 await self._fetch(run, recording, source)
-                await self._model_alive(run)
+                await run.stage("LOAD_MODEL")
+                await self._keeper.wait()
                 await run.stage("SEPARATE")
                 stems = await self._separate(run, recording, source, missing, audio_format)
             await run.stage("PUBLISH")
@@ -89,6 +89,8 @@ class SeparatePipeline:
                 await self._publish(run, recording, model, stem_result)
         except MediaError as error:
             raise JobFailure(error.reason, str(error)) from error
+        except ModelUnavailable as error:
+            raise JobFailure("MODEL_UNAVAILABLE", str(error), retryable=True) from error
         except SegmentFailed as error:
             telemetry.log().error("separation failed", error=str(error))
             raise JobFailure("MODEL_FAILED", "the model failed on a segment", retryable=True) from error
@@ -117,21 +119,6 @@ class SeparatePipeline:
         except ObjectMissing as error:
             raise JobFailure("TRACK_DELETED", "the track's bytes are gone") from error
         await run.progress(FETCHED)
-
-    async def _model_alive(self, run: JobRun) -> None:
-        """Wait for the model: its weights may still be on their way."""
-        await run.stage("LOAD_MODEL")
-        last: ModelUnavailable | None = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.model_load_timeout_seconds):
-                while True:
-                    try:
-                        return await self._keeper.ensure_alive()
-                    except ModelUnavailable as error:
-                        last = error
-                        await asyncio.sleep(1)
-        message = str(last) if last else "the model did not answer"
-        raise JobFailure("MODEL_UNAVAILABLE", message, retryable=True) from last
 
     async def _separate(
         self, run: JobRun, recording: Row, source: Path, stems: list[str], audio_format: AudioFormat
