@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.signal
 from numpy.typing import NDArray
@@ -17,8 +19,8 @@ def limit_peak(audio: Audio) -> Audio:
     return audio / np.float32(peak) if peak > 1 else audio
 
 
-def highpass(audio: NDArray[np.floating]) -> NDArray[np.float64]:
+def highpass(audio: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """``audio`` (..., n) at 16 kHz without what is below 48 Hz, phases kept: order 5, forward and backward."""
     b, a = scipy.signal.butter(5, 48, btype="high", fs=RATE)
-    filtered: NDArray[np.float64] = scipy.signal.filtfilt(b, a, audio)
+    filtered: NDArray[np.float64] = np.ascontiguousarray(scipy.signal.filtfilt(b, a, audio))
     return filtered

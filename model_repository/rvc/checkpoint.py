@@ -45,16 +45,16 @@ def read(source: Source, *, foreign: bool = False, limit: int = MAX_BYTES) -> An
         raise CheckpointError("TOO_LARGE", f"the file has {size:,} bytes; at most {limit:,} are accepted")
     _check_archive(source, limit)
     shells: list[Any] = []
-    if foreign:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(_open(source))
-        # An inert class under each unknown name, also under dangerous ones: nothing is ever imported.
-        shells = [(type("Shell", (), {"__init__": lambda self, *_args, **_kwargs: None}), name) for name in names]
     try:
+        if foreign:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(_open(source))
+            # An inert class under each unknown name: nothing is imported. PyTorch refuses some (of os, sys) even so.
+            shells = [(type("Shell", (), {"__init__": lambda self, *_args, **_kwargs: None}), name) for name in names]
         with torch.serialization.safe_globals(shells):
             return torch.load(_open(source), map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can raise anything
         text = str(error)
-        if "weights_only" in text or "Unsupported" in text or "WeightsUnpickler" in text:
+        if any(word in text for word in ("weights_only", "Unsupported", "unsupported", "WeightsUnpickler")):
             raise CheckpointError("UNSAFE", "the file holds more than tensors and plain values; refused") from None
         raise CheckpointError("NOT_A_CHECKPOINT", f"not a readable checkpoint: {type(error).__name__}") from None
 

@@ -1,6 +1,7 @@
 """Chunks: how a stream of any length becomes fixed-length work for the model, and one stream again. NumPy only.
 
-Frames are 10 ms: 160 samples at 16 kHz. A chunk is ``before`` frames of context, ``core`` frames, ``after`` frames of context:
+Frames are 10 ms: 160 samples at 16 kHz. A chunk is ``before`` frames of context, ``core`` frames, ``after`` frames of
+context:
 
     |  before  |            core            |  after  |
                                      |  before  |            core            |  after  |
@@ -57,11 +58,15 @@ class Geometry:
         return self.frames * HOP + REST
 
 
+DEFAULT = Geometry()
+
+
 @dataclass(frozen=True)
 class Params:
     """How a chunk is converted; ranges are checked.
 
-    key: semitones, -36..36. method: of pitch; empty: the best there is. smoothing: frames of the pitch's running median, odd, 1..101.
+    key: semitones, -36..36. method: of pitch; empty: the best there is. smoothing: frames of the pitch's running
+    median, odd, 1..101.
     index_rate: 0..1, how much of retrieval. exact: search the whole index. protect: 0..0.5: what unvoiced frames get of
     retrieval; 0.5: as all others. speaker: of the voice. seed: of the noise; the same seed gives the same audio.
     """
@@ -119,7 +124,7 @@ class Converted:
     Attributes:
         audio: of core and fade, at the voice's rate.
         phase: of the sine at the end of the core, in cycles, which is where the next chunk begins.
-        f0: the singer's, Hz, (core,), before the key shift; empty if the voice does not use it.
+        f0: the singer's, Hz, (core,), before the key shift; zeros if the voice does not use it.
     """
 
     audio: Audio
@@ -190,7 +195,8 @@ def _mirror(audio: Audio, count: int) -> Audio:
         return np.full(count, audio[-1] if len(audio) else 0.0, np.float32)
     period = 2 * (len(audio) - 1)
     places = np.arange(len(audio), len(audio) + count) % period
-    return audio[np.minimum(places, period - places)]
+    mirrored: Audio = audio[np.minimum(places, period - places)]
+    return mirrored
 
 
 class Joiner:
@@ -251,5 +257,3 @@ class Joiner:
 def length(samples: int, given: int, wanted: int) -> int:
     """``samples`` at rate ``given`` in samples at rate ``wanted``, rounded."""
     return round(Fraction(samples * wanted, given))
-
-

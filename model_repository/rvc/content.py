@@ -1,7 +1,7 @@
 """The content encoder: what is sung, without who sings it. HuBERT-base with ContentVec's weights.
 
-Sources: HuBERT (DOI 10.1109/TASLP.2021.3122291), ContentVec (arXiv 2204.09224). The network is transformers'; its weights
-come in fairseq's layout (`hubert_base.pt`) or in transformers'.
+Sources: HuBERT (DOI 10.1109/TASLP.2021.3122291), ContentVec (arXiv 2204.09224). The network is transformers'; its
+weights come in fairseq's layout (`hubert_base.pt`) or in transformers'.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ _FAIRSEQ = (
     (r"^(encoder\.layers\.\d+\.)fc2\.", r"\1feed_forward.output_dense."),
 )
 _UNUSED = {"mask_emb", "label_embs_concat", "masked_spec_embed"}  # of training
+
+
+def translate(name: str) -> str:
+    """transformers' name of a tensor that may have fairseq's."""
+    for pattern, replacement in _FAIRSEQ:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 class Encoder(Protocol):
@@ -106,9 +113,7 @@ class ContentEncoder(nn.Module):
         check_tensors(weights)
         named = {}
         for name, tensor in fold_weight_norm(weights).items():
-            for pattern, replacement in _FAIRSEQ:
-                # fairseq's top-level `layer_norm` is not transformers' `encoder.layer_norm`: patterns are anchored.
-                name = re.sub(pattern, replacement, name)
+            name = translate(name)
             named[name if name.startswith("final_proj.") else f"hubert.{name}"] = tensor
         with torch.device("meta"):
             model = cls(projection="final_proj.weight" in named)
@@ -143,4 +148,5 @@ class ContentEncoder(nn.Module):
         x = network.encoder.layer_norm(x + network.encoder.pos_conv_embed(x))
         for layer in network.encoder.layers[: LAYERS[version]]:
             x = layer(x)
-        return self.final_proj(x) if version == "v1" and self.final_proj is not None else x
+        features: Tensor = self.final_proj(x) if version == "v1" and self.final_proj is not None else x
+        return features

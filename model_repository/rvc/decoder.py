@@ -96,7 +96,9 @@ class Decoder(nn.Module):
             x = up(F.leaky_relu(x, 0.1))
             if self.noise_convs is not None and har is not None:
                 x = x + self.noise_convs[i](har.to(x.dtype))
-            blocks = self.resblocks[i * self.blocks : (i + 1) * self.blocks]
-            x = sum(block(x) for block in blocks) / self.blocks  # type: ignore[assignment,union-attr]
+            total = self.resblocks[i * self.blocks](x)
+            for j in range(i * self.blocks + 1, (i + 1) * self.blocks):
+                total = total + self.resblocks[j](x)
+            x = total / self.blocks
         # The last slope is PyTorch's default, not the 0.1 of all others: so the checkpoints were trained.
         return torch.tanh(self.conv_post(F.leaky_relu(x, 0.01)))

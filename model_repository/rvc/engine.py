@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import decoder, flow, pitch
 from .audio import highpass
-from .chunks import Chunk, Converted, Geometry
+from .chunks import DEFAULT, Chunk, Converted, Geometry
 from .content import Encoder
 from .excitation import phase_at_frames
 from .noise import Noise
@@ -33,14 +33,14 @@ class Engine:
 
     encoder: Encoder
     estimators: Mapping[str, Estimator]
-    geometry: Geometry = Geometry()
+    geometry: Geometry = DEFAULT
 
     @torch.inference_mode()
     def convert(self, voice: Voice, chunks: Sequence[Chunk]) -> list[Converted]:
         """Convert a batch.
 
-        A batch may mix streams and parameters. Consecutive chunks of one stream can be in one batch if all but the first
-        have ``phase=None``.
+        A batch may mix streams and parameters. Consecutive chunks of one stream can be in one batch if all but the
+        first have ``phase=None``.
 
         Raises:
             ValueError: a chunk is of another length, or asks for a speaker or method that does not exist.
@@ -131,7 +131,7 @@ class Engine:
         sound = network.dec(latent, speaker, har)[:, 0].float()
         edge = decoder.REACH * voice.samples
         audio: NDArray[np.float32] = sound[:, edge:-edge].cpu().numpy()
-        own = np.zeros((len(chunks), 0)) if f0 is None else f0[:, g.before : g.before + g.core]
+        own = np.zeros((len(chunks), g.core)) if f0 is None else f0[:, g.before : g.before + g.core]
         return [Converted(a, p, f) for a, p, f in zip(audio, phases, own, strict=True)]
 
 

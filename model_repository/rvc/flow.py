@@ -1,4 +1,4 @@
-"""The flow: from the prior's latent to the decoder's, as the speaker would have it. Only the inverse direction is needed.
+"""The flow: from the prior's latent to the decoder's, as the speaker would have it. Only its inverse is needed.
 
 Source: VITS (arXiv 2106.06103): mean-only affine couplings around a small WaveNet. Names are those of RVC checkpoints.
 """
@@ -71,6 +71,7 @@ class Flow(nn.Module):
 
     def inverse(self, x: Tensor, mask: Tensor, g: Tensor) -> Tensor:
         """Prior latent ``x`` (B, channels, T) to the decoder's latent; ``mask`` (B, 1, T), ``g`` (B, speaker, 1)."""
-        for coupling in reversed(self.flows[::2]):  # type: ignore[call-overload]
-            x = coupling.inverse(x.flip(1), mask, g)
+        for coupling in reversed(self.flows):
+            if isinstance(coupling, Coupling):
+                x = coupling.inverse(x.flip(1), mask, g)
         return x

@@ -39,7 +39,9 @@ class LoudnessMatch:
         """
         if self._mix == 1:
             return made
-        squares = [np.square(a, dtype=np.float64).reshape(-1, n).mean(1) for a, n in ((given, HOP), (made, self._samples))]
+        squares = [
+            np.square(a, dtype=np.float64).reshape(-1, n).mean(1) for a, n in ((given, HOP), (made, self._samples))
+        ]
         self._energy = np.concatenate([self._energy, np.stack(squares)], axis=1)
         self._waiting = np.concatenate([self._waiting, made])
         ready = (self._energy.shape[1] - 2 * STEP) // STEP  # places whose windows are full, less the first
@@ -56,6 +58,7 @@ class LoudnessMatch:
         places = np.arange(ready * count) / count
         steps = np.arange(ready + 1)
         gain = np.interp(places, steps, wanted) ** (1 - self._mix) * np.interp(places, steps, own) ** (self._mix - 1)
-        part = self._waiting[: len(gain)]
+        part: Audio = self._waiting[: len(gain)]
         self._waiting, self._energy = self._waiting[len(gain) :], self._energy[:, ready * STEP :]
-        return (part * gain[: len(part)]).astype(np.float32)
+        matched: Audio = (part * gain[: len(part)]).astype(np.float32)
+        return matched

@@ -1,4 +1,4 @@
-"""Noise that depends on where it is in the stream, not on how the stream was cut: the same frame always gets the same."""
+"""Noise that depends on its place in the stream, not on how the stream was cut: a frame always gets the same."""
 
 from __future__ import annotations
 

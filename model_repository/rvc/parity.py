@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import soxr
@@ -61,8 +62,8 @@ class Segment:
 class Result:
     """A converted recording and what led to it.
 
-    out: int16, at ``rate``. Stages, in order: highpassed (float64, 16 kHz), f0, f0_coarse (of the padded signal), cuts (samples),
-    encoder_samples, segments, joined, after_rms, after_resample.
+    out: int16, at ``rate``. Stages, in order: highpassed (float64, 16 kHz), f0, f0_coarse (of the padded signal), cuts
+    (samples), encoder_samples, segments, joined, after_rms, after_resample.
     """
 
     out: NDArray[np.int16]
@@ -100,7 +101,7 @@ def convert(
     voice: Voice,
     encoder: Encoder,
     estimator: Estimator,
-    settings: Settings = Settings(),  # noqa: B008 - it is frozen
+    settings: Settings = Settings(),
     noise: Sequence[Noise] | None = None,
 ) -> Result:
     """Convert a whole recording; memory grows with its length.
@@ -184,7 +185,7 @@ def _segment(
     )
 
 
-def _rms(audio: NDArray[np.floating], rate: int) -> torch.Tensor:
+def _rms(audio: NDArray[np.floating[Any]], rate: int) -> torch.Tensor:
     """RMS of a second of audio around every half second, (1, 1, frames)."""
     hop, window = rate // 2, rate // 2 * 2
     padded = np.pad(audio.astype(np.float64), window // 2)

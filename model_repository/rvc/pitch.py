@@ -66,7 +66,7 @@ def shift(f0: F0, semitones: float) -> F0:
 
 
 def coarse(f0: F0) -> NDArray[np.int64]:
-    """Pitch as the synthesizer's table knows it: 1..255, even steps on the mel scale; 1 where unvoiced or below 50 Hz."""
+    """Pitch as the synthesizer's table knows it: 1..255, even steps in mel; 1 where unvoiced or below 50 Hz."""
     low, high = _mel(np.array([LOWEST, HIGHEST]))
     mel = _mel(f0)
     bins = np.where(mel > 0, (mel - low) * 254 / (high - low) + 1, 0)

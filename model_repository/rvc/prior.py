@@ -64,7 +64,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, heads, T, C / heads)."""
-        return x.unflatten(1, (self.heads, -1)).transpose(-1, -2)
+        batch, channels, frames = x.shape
+        return x.view(batch, self.heads, channels // self.heads, frames).transpose(-1, -2)
 
 
 class FeedForward(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 RATE = 16_000
 HOP = 160
 LOWEST, HIGHEST = 50.0, 1100.0  # Hz
-WINDOW = 1024  # samples that are compared with as many, later
+WINDOW = 512  # samples that are compared with as many, later
 LAGS = int(RATE / LOWEST) + 2
 CENTS = 20.0  # between pitches that are told apart
 BINS = int(1200 * np.log2(HIGHEST / LOWEST) / CENTS) + 1
@@ -72,8 +72,8 @@ def _differences(windows: Floats) -> Floats:
 def _candidates(difference: Floats) -> tuple[Floats, Floats]:
     """Probability that a frame is voiced with each pitch, and that pitch exactly; (frames, BINS) each.
 
-    YIN takes the first dip below a threshold. pYIN takes all thresholds, Beta(2, 18) distributed: a dip is the first for
-    those between its depth and that of the deepest dip before it.
+    YIN takes the first dip below a threshold. pYIN takes all thresholds, Beta(2, 18) distributed: a dip is the first
+    for those between its depth and that of the deepest dip before it.
     """
     first = int(RATE / HIGHEST)
     left, here, right = difference[:, first - 1 : -2], difference[:, first:-1], difference[:, first + 1 :]

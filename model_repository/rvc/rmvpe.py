@@ -7,6 +7,7 @@ A mel spectrogram is treated as a picture: a U-net, then a recurrent layer over 
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ class UNet(nn.Module):
         self.encoder = Down(down)
         self.intermediate = Levels([Level(256, 512), *(Level(512, 512) for _ in range(3))])
         up = [512, *reversed(down)]
-        self.decoder = Levels([UpLevel(a, b) for a, b in zip(up, up[1:], strict=False)])
+        self.decoder = Levels([UpLevel(a, b) for a, b in pairwise(up)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.encoder.bn(x)

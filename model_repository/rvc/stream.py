@@ -1,4 +1,4 @@
-"""A stream through one voice: blocks in, converted blocks out, exactly as long and never more than a few chunks behind."""
+"""A stream through one voice: blocks in, converted blocks out, exactly as long, never more than a few chunks behind."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Stream:
             batch[0] = replace(batch[0], phase=self._phase)
             for chunk, made in zip(batch, self._engine.convert(self._voice, batch), strict=True):
                 joined = self._joiner.push(made.audio)
-                parts.append(self._joiner.send(self._loudness.push(chunk.audio[core], joined)))
+                parts.append(self._loudness.push(chunk.audio[core], joined))
                 self._phase = made.phase
         if pushed is not None:
             none = np.zeros(0, np.float32)
-            parts.append(self._joiner.send(self._loudness.push(none, none, last=True), pushed))
-        return np.concatenate(parts)
+            parts.append(self._loudness.push(none, none, last=True))
+        return self._joiner.send(np.concatenate(parts), pushed)
 
 
 def convert(

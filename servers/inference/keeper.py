@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from types import TracebackType
 from typing import Self
@@ -29,10 +30,19 @@ class ModelUnavailable(Exception):
 class ModelKeeper:
     """Loads one model when it is first needed and watches over it while used as a context manager."""
 
-    def __init__(self, triton: Triton, model: str, settings: Settings, *, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(
+        self,
+        triton: Triton,
+        model: str,
+        settings: Settings,
+        *,
+        probe_seconds: float = PROBE_SECONDS,
+        probe_timeout: float = PROBE_TIMEOUT,
+    ) -> None:
         self.model = model
         self._triton = triton
         self._probe_seconds = probe_seconds
+        self._probe_timeout = probe_timeout
         self._trusted_until = 0.0  # on the monotonic clock
         self._load_timeout = settings.model_load_timeout_seconds
         self._lock = asyncio.Lock()
@@ -68,9 +78,12 @@ class ModelKeeper:
         async with self._lock:  # one repairs, the others wait and find it done
             try:
                 if await self._triton.is_ready(self.model):
-                    if await self._answers():
-                        self.answered()
-                        return
+                    # Twice, the second time a little later: another worker may be reloading the model right now.
+                    for pause in (random.uniform(0.1, 0.5), 0.0):
+                        if await self._answers():
+                            self.answered()
+                            return
+                        await asyncio.sleep(pause)
                     telemetry.MODEL_RECOVERIES.labels(self.model).inc()
                     telemetry.log().warning("model process is dead, reloading", model=self.model)
                     await self._triton.unload(self.model, self._load_timeout)
@@ -100,11 +113,15 @@ class ModelKeeper:
             raise last from None
 
     async def _answers(self) -> bool:
+        answered = await self._triton.answered(self.model)
         try:
-            await self._triton.probe(self.model, PROBE_TIMEOUT)
+            await self._triton.probe(self.model, self._probe_timeout)
         except TritonError as error:
-            # Busy is not dead: a full queue refuses at once, a long one may let the probe time out.
-            return error.status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED") or "queue" in error.message
+            # Busy is not dead: a full queue refuses at once, and a long one may let the probe time out while
+            # others are answered. A process that answers nobody hangs.
+            if error.status == "DEADLINE_EXCEEDED":
+                return await self._triton.answered(self.model) > answered
+            return error.queue_full
         return True
 
     async def _watching(self) -> None:

@@ -31,7 +31,9 @@ GEOMETRY = Geometry(length=343_980, stride=257_985)  # 7.8 s, 25 % overlap
 ATTEMPTS = 4
 RETRY_SECONDS = 0.2  # before the first new attempt; it doubles with each
 # Worth another try, after the model's process was looked after; anything else is our own mistake.
-_TRANSIENT = frozenset({"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED"})
+_TRANSIENT = frozenset(
+    {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
+)
 
 
 class SegmentFailed(Exception):
@@ -62,7 +64,7 @@ class Separator:
     ) -> None:
         self._triton = triton
         self._retry_seconds = retry_seconds
-        self._suspects = asyncio.Lock()
+        self._suspects = {priority: asyncio.Lock() for priority in (1, 2)}
         self._keeper = keeper
         self._in_flight = settings.segments_in_flight
         self._timeout = settings.segment_timeout_seconds
@@ -135,27 +137,33 @@ class Separator:
     async def _infer(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
         """The model's answer [sources, channels, segment.frames], tried again when Triton or the model died."""
         model = self._keeper.model
-        for attempt in range(1, ATTEMPTS + 1):
+        failures = 0
+        while True:
             started = time.perf_counter()
+            answered = await self._triton.answered(model)
             # A segment that kills the model fails its neighbours too, so what failed is tried again one at a time.
-            alone = self._suspects if attempt > 1 else contextlib.nullcontext()
+            alone = self._suspects[priority] if failures else contextlib.nullcontext()
             try:
                 async with alone:
+                    if failures:
+                        await self._keeper.wait(check=True)
                     answer = await self._infer_once(window, segment, priority, request_id)
             except TritonError as error:
                 if error.status not in _TRANSIENT and "shared memory region" not in error.message:
                     raise SegmentFailed(str(error)) from error
-                if attempt == ATTEMPTS:
-                    raise SegmentFailed(f"{attempt} attempts, last: {error}") from error
+                # Waiting behind others, however long, is no failure.
+                waited = error.status == "DEADLINE_EXCEEDED" and await self._triton.answered(model) > answered >= 0
+                if not (waited or error.queue_full):
+                    failures += 1
+                if failures == ATTEMPTS:
+                    raise SegmentFailed(f"{failures} attempts, last: {error}") from error
                 telemetry.SEGMENT_RETRIES.labels(model, error.status).inc()
-                telemetry.log().warning("segment failed, trying again", status=error.status, attempt=attempt)
-                await asyncio.sleep(self._retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-                await self._keeper.wait(check=True)
+                telemetry.log().warning("segment failed, trying again", status=error.status, failures=failures)
+                await asyncio.sleep(self._retry_seconds * 2**failures * random.uniform(0.5, 1.5))
             else:
                 self._keeper.answered()
                 telemetry.SEGMENT_SECONDS.labels(model).observe(time.perf_counter() - started)
                 return answer
-        raise AssertionError("unreachable")
 
     async def _infer_once(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
         shape = (len(SOURCES), CHANNELS, GEOMETRY.length)

@@ -24,7 +24,6 @@ from servers.platform.server import CHANNEL_OPTIONS
 from servers.platform.settings import Settings
 
 Samples = NDArray[np.float32]
-Transport = Literal["shared_memory", "inline"]
 
 CONTROL_SECONDS = 10.0
 REGION_PREFIX = "contrafact-"
@@ -39,7 +38,12 @@ class Region:
         self.name = f"{REGION_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self.input_bytes = input_bytes
         self.output_bytes = output_bytes
-        self.memory = shared_memory.SharedMemory(self.name, create=True, size=input_bytes + output_bytes)
+        self.memory = shared_memory.SharedMemory(self.name, create=True, size=self.size)
+        try:
+            _allocate(self.name, self.size)
+        except OSError:
+            self.unlink()
+            raise
 
     @property
     def size(self) -> int:
@@ -58,6 +62,15 @@ class Region:
             self.memory.close()
 
 
+def _allocate(name: str, size: int) -> None:
+    """Take the memory now: a region is sparse at first, and touching it when /dev/shm is full would kill us."""
+    descriptor = os.open(f"/dev/shm/{name}", os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+
+
 class TritonError(Exception):
     """Triton refused or failed a call. ``status`` is the gRPC status's name, for example UNAVAILABLE."""
 
@@ -65,6 +78,11 @@ class TritonError(Exception):
         super().__init__(f"{status}: {message}")
         self.status = status
         self.message = message
+
+    @property
+    def queue_full(self) -> bool:
+        """Whether the model has more waiting requests than it takes."""
+        return self.status == "RESOURCE_EXHAUSTED" or "maximum queue size" in self.message.lower()
 
 
 @contextlib.contextmanager
@@ -85,7 +103,7 @@ class Triton:
         self._free: dict[tuple[int, int], list[Region]] = {}
         self._regions: set[Region] = set()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._retire_seconds = settings.segment_timeout_seconds
+        self._retire_seconds = min(30.0, settings.segment_timeout_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,11 +128,14 @@ class Triton:
         except TritonError:
             return False
 
-    async def version(self, model: str) -> str:
-        """The version of ``model`` that is loaded."""
-        with _translated():
-            metadata = await self._client.get_model_metadata(model, client_timeout=CONTROL_SECONDS)
-        return str(max(metadata.versions, key=int))
+    async def answered(self, model: str) -> int:
+        """How many requests ``model`` has answered since it was loaded, whoever asked; -1 when that is not known."""
+        try:
+            with _translated():
+                statistics = await self._client.get_inference_statistics(model, client_timeout=CONTROL_SECONDS)
+        except TritonError:
+            return -1
+        return sum(int(item.inference_stats.success.count) for item in statistics.model_stats)
 
     async def load(self, model: str, timeout: float) -> None:
         """Load ``model``; nothing happens when Triton thinks it is loaded."""
@@ -167,7 +188,11 @@ class Triton:
         free = self._free.get((input_bytes, output_bytes))
         if free:
             return free.pop()
-        region = Region(input_bytes, output_bytes)
+        try:
+            region = Region(input_bytes, output_bytes)
+        except OSError as error:
+            telemetry.log().warning("no shared memory left, a segment goes inline", error=error.strerror)
+            return None
         try:
             await self.register(region)
         except TritonError as error:

@@ -14,6 +14,7 @@ from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.queue import JobQueue, consume
 from servers.orchestrator.jobs.reconcile import Reconciler
 from servers.orchestrator.jobs.runner import Runner
+from servers.orchestrator.jobs.scratch import scratch
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.pipelines.separate import SeparatePipeline
 from servers.platform import telemetry
@@ -26,6 +27,8 @@ from servers.storage.objects import ObjectStore
 async def work(config: Settings) -> None:
     """Work until SIGTERM or SIGINT; running jobs are then handed back to the queue."""
     async with AsyncExitStack() as stack:
+        folder = stack.enter_context(scratch(config.temporary_folder))
+        config = config.model_copy(update={"temporary_folder": folder})
         pool = await connect(config)
         stack.push_async_callback(pool.close)
         objects = ObjectStore(config)

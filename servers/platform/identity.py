@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +41,9 @@ class DevelopmentAuthenticator:
             )
         return Principal("local")
 
+
+# By the setting ``authentication``.
+AUTHENTICATORS: dict[str, Callable[[], Authenticator]] = {"development": DevelopmentAuthenticator}
 
 current_principal: ContextVar[Principal] = ContextVar("principal")
 

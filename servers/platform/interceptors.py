@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -65,10 +65,16 @@ async def abort(context: Context, status: status_pb2.Status) -> None:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every method: see the module. ``authenticator`` decides who calls."""
+    """Wraps every method: see the module.
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    Args:
+        authenticator: Decides who calls.
+        outages: Errors that mean that something this server depends on is away: UNAVAILABLE, with a hint when to retry.
+    """
+
+    def __init__(self, authenticator: Authenticator, outages: tuple[type[Exception], ...] = ()) -> None:
         self._authenticator = authenticator
+        self._outages = outages
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def finish(self, seconds: float) -> None:
@@ -109,8 +115,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def behaviour(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._call(method, metadata, context):
-                async for response in inner(_validated(request), context):
+            async with (
+                self._call(method, metadata, context),
+                aclosing(inner(_validated(request), context)) as responses,
+            ):
+                async for response in responses:
                     yield response
 
         make = (
@@ -146,22 +155,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             code = "ABORTED"
             raise
-        except Exception:
-            code = "INTERNAL"
-            telemetry.log().exception("failed", method=method)
-            internal = ApiError(
-                grpc.StatusCode.INTERNAL,
-                "INTERNAL",
-                f"the server failed; its log says why at request {request_id}",
-                metadata={"request_id": request_id},
-            )
-            await abort(context, internal.to_status())
+        except Exception as error:
+            failure = self._failure(error, request_id)
+            code = failure.code.name
+            telemetry.log().exception("failed", method=method, code=code)
+            await abort(context, failure.to_status())
         finally:
             seconds = time.perf_counter() - started
             telemetry.RPCS_ACTIVE.labels(method).dec()
             telemetry.RPCS.labels(method, code).inc()
             telemetry.RPC_SECONDS.labels(method).observe(seconds)
             telemetry.log().debug("served", method=method, code=code, seconds=round(seconds, 4))
+
+    def _failure(self, error: Exception, request_id: str) -> ApiError:
+        """What the caller hears of an error that is not the caller's."""
+        if isinstance(error, self._outages):
+            return ApiError(
+                grpc.StatusCode.UNAVAILABLE,
+                "STORE_UNAVAILABLE",
+                "something this server depends on is away; try again",
+                metadata={"request_id": request_id},
+                retry_after=1,
+            )
+        return ApiError(
+            grpc.StatusCode.INTERNAL,
+            "INTERNAL",
+            f"the server failed; its log says why at request {request_id}",
+            metadata={"request_id": request_id},
+        )
 
 
 def _validated(request: Any) -> Any:

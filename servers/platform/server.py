@@ -13,7 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from servers.platform import telemetry
-from servers.platform.identity import DevelopmentAuthenticator
+from servers.platform.identity import AUTHENTICATORS
 from servers.platform.interceptors import CallInterceptor
 from servers.platform.settings import MIB, Settings
 
@@ -55,14 +55,16 @@ class Service:
 class Server:
     """A gRPC server with health, reflection and drain.
 
-    Health knows the names of all services, and "" for the server as a whole.
+    Health knows the names of all services, and "" for the server as a whole. ``outages`` are as for CallInterceptor.
     """
 
-    def __init__(self, settings: Settings, services: Sequence[Service]) -> None:
+    def __init__(
+        self, settings: Settings, services: Sequence[Service], outages: tuple[type[Exception], ...] = ()
+    ) -> None:
         self._settings = settings
         self._services = services
         self._health = HealthServicer()
-        self._calls = CallInterceptor(DevelopmentAuthenticator())
+        self._calls = CallInterceptor(AUTHENTICATORS[settings.authentication](), outages)
         self._server = grpc.aio.server(
             interceptors=[self._calls],
             options=SERVER_OPTIONS,

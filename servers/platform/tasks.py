@@ -21,3 +21,13 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled
     return task.result()
+
+
+async def together(*works: Coroutine[Any, Any, Any]) -> None:
+    """Await all ``works``; when one fails, stop and await the others, and raise its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None

@@ -37,9 +37,14 @@ def track_source(sha256: str, extension: str) -> str:
     return f"tracks/{sha256}/source.{extension}"
 
 
+def stems_prefix(sha256: str) -> str:
+    """Prefix of all stems of a recording."""
+    return f"stems/{sha256}/"
+
+
 def stem(sha256: str, model: str, stem_name: str, extension: str) -> str:
     """A finished stem; ``model`` carries its version, as in ``htdemucs-1``."""
-    return f"stems/{sha256}/{model}/{stem_name}.{extension}"
+    return f"{stems_prefix(sha256)}{model}/{stem_name}.{extension}"
 
 
 def live_prefix(job: UUID) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error
 
 from servers.platform.settings import MIB, Settings
 
@@ -123,14 +123,19 @@ class ObjectStore:
         Raises:
             ObjectMissing: There is no such object.
         """
-        response = await self._run(self._open, key, start)
+        opening = self._pool.submit(self._open, key, start)
+        last: Future[Any] = opening
         try:
-            while data := await self._run(response.read, READ_BYTES):
+            response = await asyncio.wrap_future(opening)
+            while True:
+                last = reading = self._pool.submit(response.read, READ_BYTES)
+                if not (data := await asyncio.wrap_future(reading)):
+                    break
                 yield data
         finally:
-            # Not awaited in the pool: an abandoned reader must not need a free thread to be closed.
-            response.close()
-            response.release_conn()
+            # A reader that is abandoned may have a thread in the middle of a read, for which closing would wait:
+            # whoever ends that read closes, and the event loop never does while one is under way.
+            last.add_done_callback(lambda _: _close(opening))
 
     def _open(self, key: str, start: int) -> urllib3.BaseHTTPResponse:
         with _absence(key):
@@ -146,8 +151,7 @@ class ObjectStore:
                     while data := response.read(READ_BYTES):
                         file.write(data)
             finally:
-                response.close()
-                response.release_conn()
+                _release(response)
 
         await self._run(fetch)
 
@@ -159,14 +163,6 @@ class ObjectStore:
                 return int(self._client.stat_object(self._bucket, key).size or 0)
 
         return await self._run(size)
-
-    async def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
-        try:
-            await self.size(key)
-        except ObjectMissing:
-            return False
-        return True
 
     async def find(self, prefix: str) -> list[str]:
         """Keys below ``prefix``."""
@@ -183,7 +179,7 @@ class ObjectStore:
             errors = self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys])
             for error in errors:
                 if error.code != "NoSuchKey":
-                    raise RuntimeError(f"cannot delete {error.name}: {error.code}")
+                    raise MinioException(f"cannot delete an object: {error.code}")
 
         if keys:
             await self._run(delete)
@@ -201,6 +197,17 @@ class ObjectStore:
     def upload_url(self, key: str, ttl: timedelta) -> str:
         """A URL that stores the object by PUT for ``ttl``."""
         return str(self._public.presigned_put_object(self._bucket, key, expires=ttl))
+
+
+def _close(opening: Future[urllib3.BaseHTTPResponse]) -> None:
+    """Close what was opened, if it was."""
+    if opening.done() and not opening.cancelled() and opening.exception() is None:
+        _release(opening.result())
+
+
+def _release(response: urllib3.BaseHTTPResponse) -> None:
+    response.close()
+    response.release_conn()
 
 
 @contextmanager
@@ -245,8 +252,7 @@ class _Concatenation(io.RawIOBase):
 
     def _finish(self) -> None:
         if self._response is not None:
-            self._response.close()
-            self._response.release_conn()
+            _release(self._response)
             self._response = None
 
     def close(self) -> None:

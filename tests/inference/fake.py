@@ -20,7 +20,7 @@ from servers.local import Stack
 from servers.media.blocks import Block
 from servers.platform.settings import Settings
 
-DELAY = 0.25  # seconds that a segment takes
+DELAY = 0.2  # seconds that a segment takes
 GAINS = np.array([0.1, 0.2, 0.3, 0.4], np.float32)[:, None, None]
 CRASH = -12345.0
 OUTPUT = (4, CHANNELS, GEOMETRY.length)
@@ -87,9 +87,7 @@ async def separate(
     """All of the stems of ``track`` [sources, channels, frames], having checked that the parts follow each other."""
     parts: list[Samples] = []
     end = 0
-    async for part in separator.separate(
-        blocks(track), track.shape[1], PLAIN, priority=priority, request_id="test"
-    ):
+    async for part in separator.separate(blocks(track), track.shape[1], PLAIN, priority=priority, request_id="test"):
         assert part.start == end
         end += part.samples.shape[-1]
         parts.append(part.samples)

@@ -48,7 +48,8 @@ async def test_regions_are_lent_again_and_removed_at_the_end(triton_settings: Se
         async with triton.region(100, 200) as first:
             assert first is not None
             async with triton.region(100, 200) as second, triton.region(100, 300) as other:
-                assert second is not None and other is not None
+                assert second is not None
+                assert other is not None
                 assert len({first.name, second.name, other.name}) == 3
         async with triton.region(100, 200) as again:
             assert again in (first, second)
@@ -64,7 +65,8 @@ async def test_a_region_whose_use_ended_badly_rests_first(triton_settings: Setti
                 raise ZeroDivisionError
         assert broken is not None
         async with triton.region(100, 200) as other:
-            assert other is not None and other is not broken
+            assert other is not None
+            assert other is not broken
         assert broken.name in our_regions()  # Triton may be writing to it
         await eventually(lambda: broken.name not in our_regions())
         assert other.name in our_regions()

@@ -345,7 +345,7 @@ async def two_at_once(stranger: Stranger) -> Outcome:
 
     def older() -> Iterator[Message]:
         yield stranger.spec()
-        yield chunk(0, b"\xff" * MIB)
+        yield chunk(0, data[:44] + b"\xff" * (MIB - 44))
         older_began.set()
         yield from stranger.silence()
 
@@ -390,6 +390,7 @@ TABLE = [
     Row("0 bytes", file(constant(b"")), BAD, "EMPTY_FILE"),
     Row("1 byte", file(constant(b"R")), BAD, "NOT_AUDIO"),
     Row("random bytes", file(constant(RANDOM)), BAD, "NOT_AUDIO"),
+    Row("random bytes, more to come", raw(lambda s: [s.spec(), chunk(0, RANDOM + RANDOM)]), BAD, "NOT_AUDIO"),
     Row("zeros", file(constant(bytes(50_000))), BAD, "NOT_AUDIO"),
     Row("text named .mp3", file(constant(b"La la la\n" * 500), "song.mp3"), BAD, "NOT_AUDIO"),
     Row("HTML", file(constant(b"<!doctype html><audio src=x>" * 50), "song.mp3"), BAD, "NOT_AUDIO"),
@@ -462,7 +463,7 @@ TABLE = [
     ),
     Row(
         "sends too much",
-        raw(lambda s: itertools.chain([s.spec()], whole(bytes(LIMIT + 1), 2 * MIB))),
+        raw(lambda s: itertools.chain([s.spec()], whole(wav_bytes(bytes(LIMIT)), 2 * MIB))),
         BAD,
         "TRACK_TOO_LARGE",
         "chunk.data",

@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack
 
 from contrafact.v1 import job_pb2, job_pb2_grpc, stem_pb2, stem_pb2_grpc, track_pb2, track_pb2_grpc
 
-from servers.inference.triton import Triton
+from servers.inference.keeper import PROBE_TIMEOUT
+from servers.inference.triton import Triton, TritonError
 from servers.orchestrator.api.jobs import JobService
 from servers.orchestrator.api.stems import StemService
 from servers.orchestrator.api.tracks import TrackService
@@ -23,6 +24,7 @@ from servers.platform.server import Server, Service, until_signalled
 from servers.platform.settings import Settings, settings
 from servers.storage.database import connect
 from servers.storage.objects import ObjectStore
+from servers.storage.outages import OUTAGES
 
 STEM_SERVICE = stem_pb2.DESCRIPTOR.services_by_name["StemService"].full_name
 MODEL_CHECK_SECONDS = 2.0
@@ -59,6 +61,7 @@ async def serve(config: Settings) -> None:
                     functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, jobs),
                 ),
             ],
+            OUTAGES,
         )
         port = await server.start()
         stack.push_async_callback(server.stop)
@@ -73,9 +76,15 @@ async def serve(config: Settings) -> None:
 
 
 async def _watch_model(server: Server, triton: Triton, model: str) -> None:
-    """StemService can do its work once the model is loaded; jobs are accepted before."""
+    """StemService can do its work while the model answers; jobs are accepted before."""
     while True:
-        await server.set_health(STEM_SERVICE, await triton.is_ready(model))
+        alive = await triton.is_ready(model)
+        if alive:
+            try:
+                await triton.probe(model, PROBE_TIMEOUT)
+            except TritonError as error:
+                alive = error.status in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # busy
+        await server.set_health(STEM_SERVICE, alive)
         await asyncio.sleep(MODEL_CHECK_SECONDS)
 
 

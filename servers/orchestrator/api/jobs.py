@@ -75,23 +75,28 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         cursor = request.cursor or BEGINNING
         known: job_pb2.Job | None = None
         async with self._hub.listen(row["id"], cursor) as listener:
+            news = False
             while True:
-                row = await find_job(self._store, request.name)
-                job = await describe(self._store, row)
-                if known is None or (job.state, job.queue_position) != (known.state, known.queue_position):
-                    if row["state"] not in FINAL_STATES:  # the last event comes after all others
+                if not news:  # at first, and whenever the stream is silent: it may have lost something
+                    row = await find_job(self._store, request.name)
+                    job = await describe(self._store, row)
+                    if row["state"] not in FINAL_STATES and (
+                        known is None or (job.state, job.queue_position) != (known.state, known.queue_position)
+                    ):
                         yield _response(cursor, job)
                     known = job
                 while events := await self._events.read(row["id"], cursor):
                     for event in events:
                         cursor = event.cursor
-                        if event.WhichOneof("event") == "job" and _final(event.job):
-                            continue
+                        if event.HasField("job"):
+                            known = event.job
+                            if _final(event.job):
+                                continue  # nothing may come after it
                         yield job_pb2.WatchJobResponse(event=event)
-                if row["state"] in FINAL_STATES:
-                    yield _response(cursor, job)
+                if known is not None and _final(known):
+                    yield _response(cursor, known)
                     return
-                await listener.wait(SILENCE_SECONDS)
+                news = await listener.wait(SILENCE_SECONDS)
 
     async def CancelJob(self, request: job_pb2.CancelJobRequest, context: Context) -> job_pb2.CancelJobResponse:
         row = await self._store.cancel(resource_id("job", request.name), principal().id)

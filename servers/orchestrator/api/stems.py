@@ -81,25 +81,18 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
             spec.stems.extend(messages.STEMS[stem] for stem in DEFAULT_STEMS)
         if spec.model not in SEPARATION_MODELS:
             raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
-        track = await find_track(self._pool, spec.track)
-        priority = request.priority or job_pb2.PRIORITY_INTERACTIVE
-        new = NewJob(
-            owner=principal().id,
-            request_id=UUID(request.request_id),
-            kind="SEPARATE",
-            priority=job_pb2.Priority.Name(priority).removeprefix("PRIORITY_"),
-            track_id=track["id"],
-            spec=json_format.MessageToDict(spec, preserving_proto_field_name=True),
-            headers=telemetry.outgoing_headers(),
-        )
-        row, is_new = await self._store.create(new)
-        if is_new:
-            try:
-                await self._queue.enqueue(row["id"], row["priority"], row["attempt"])
-            except QueueUnavailable as error:
-                # The job is accepted all the same: the reconciler dispatches it when Redis is back.
-                telemetry.log().warning("job not dispatched yet", job_id=str(row["id"]), error=str(error))
-        elif (row["kind"], row["spec"]) != (new.kind, new.spec):
+        priority = job_pb2.Priority.Name(request.priority or job_pb2.PRIORITY_INTERACTIVE).removeprefix("PRIORITY_")
+        wanted = ("SEPARATE", priority, json_format.MessageToDict(spec, preserving_proto_field_name=True))
+        request_id = UUID(request.request_id)
+        row = await self._store.find(principal().id, request_id)
+        if row is None:
+            track = await find_track(self._pool, spec.track)
+            row, is_new = await self._store.create(
+                NewJob(principal().id, request_id, *wanted, track["id"], telemetry.outgoing_headers())
+            )
+            if is_new:
+                await self._dispatch(row)
+        if (row["kind"], row["priority"], row["spec"]) != wanted:
             raise ApiError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 "REQUEST_ID_REUSED",
@@ -107,6 +100,13 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
                 fields=[("request_id", "already used")],
             )
         return stem_pb2.CreateSeparationResponse(job=await describe(self._store, row))
+
+    async def _dispatch(self, job: Row) -> None:
+        try:
+            await self._queue.enqueue(job["id"], job["priority"], job["attempt"])
+        except QueueUnavailable as error:
+            # The job is accepted all the same: the reconciler dispatches it when Redis is back.
+            telemetry.log().warning("job not dispatched yet", job_id=str(job["id"]), error=str(error))
 
     async def GetStem(self, request: stem_pb2.GetStemRequest, context: Context) -> stem_pb2.GetStemResponse:
         track_name, row = await find_stem(self._pool, request.name)

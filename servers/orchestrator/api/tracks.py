@@ -24,8 +24,9 @@ from servers.orchestrator.jobs.store import JobStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
-from servers.storage.database import Pool
+from servers.storage.database import Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
 
 UPLOAD_URL_TTL = dt.timedelta(hours=1)
@@ -126,19 +127,28 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             raise precondition("TRACK_IN_USE", f"{len(unfinished)} unfinished jobs use this track")
         for job_id in unfinished:
             await self._jobs.cancel(job_id, row["owner"])
-        async with self._pool.acquire() as connection, connection.transaction():
-            # Against an upload of the same bytes, which would find the recording and not store it.
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", row["sha256"])
-            # A repeated request would take a completed upload's word for bytes that are gone.
-            uploads = await connection.fetch("DELETE FROM uploads WHERE track_id = $1 RETURNING id", row["id"])
-            await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
-            if not await connection.fetchval("SELECT 1 FROM tracks WHERE sha256 = $1", row["sha256"]):
-                stems = await connection.fetch("SELECT object_key FROM stems WHERE sha256 = $1", row["sha256"])
-                await connection.execute("DELETE FROM recordings WHERE sha256 = $1", row["sha256"])
-                await self._objects.delete([row["object_key"], *(stem["object_key"] for stem in stems)])
-        for upload in uploads:
-            await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+        await to_the_end(self._delete(row))
         return track_pb2.DeleteTrackResponse()
+
+    async def _delete(self, row: Row) -> None:
+        # Against an upload of the same bytes, which would find the recording and not store it, and against a
+        # job that stores stems of it.
+        async with exclusive(self._pool, row["sha256"]) as connection:
+            async with connection.transaction():
+                # A repeated request would take a completed upload's word for bytes that are gone.
+                uploads = await connection.fetch("DELETE FROM uploads WHERE track_id = $1 RETURNING id", row["id"])
+                await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
+                orphaned = await connection.fetchval(
+                    """DELETE FROM recordings r WHERE sha256 = $1
+                       AND NOT EXISTS (SELECT 1 FROM tracks t WHERE t.sha256 = r.sha256) RETURNING 1""",
+                    row["sha256"],
+                )
+            # After the commit: rows whose bytes are gone would be worse than bytes without a row.
+            if orphaned:
+                await self._objects.delete([row["object_key"]])
+                await self._objects.delete_prefix(keys.stems_prefix(row["sha256"]))
+            for upload in uploads:
+                await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
 
     async def DownloadTrack(
         self, request: track_pb2.DownloadTrackRequest, context: Context

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import re
 import tempfile
 import time
@@ -24,6 +25,7 @@ from contrafact.v1 import audio_pb2, track_pb2
 
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
+from servers.media.sniff import sniff
 from servers.orchestrator.api.resources import TRACK_COLUMNS
 from servers.orchestrator.api.upload_writer import UploadWriter
 from servers.platform import telemetry
@@ -31,16 +33,18 @@ from servers.platform.errors import ApiError, invalid, not_found, precondition
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end
 from servers.storage import keys
-from servers.storage.database import Pool, Row
+from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectMissing, ObjectStore
 
 MAX_UPLOADS = 64  # streams at once, each holding up to a piece and a chunk in memory
 MAX_PROBES = 2
 MAX_FLUSHES = 4  # pieces being stored at once, each with a connection to the database
 PROBE_SECONDS = 600.0
+PROBE_WAIT_SECONDS = 120.0
+HEAD_BYTES = 128 * 1024  # enough to tell what is no audio at all
 
 # Refusals after which no other bytes could make the upload right.
-_HOPELESS = {"TRACK_TOO_LARGE", "SIZE_MISMATCH"}
+_HOPELESS = {"TRACK_TOO_LARGE", "SIZE_MISMATCH", "NOT_AUDIO", "UNSUPPORTED_CONTAINER"}
 
 
 class Uploads:
@@ -140,10 +144,16 @@ class Uploads:
         self, upload: Row, requests: AsyncIterator[track_pb2.UploadTrackRequest], writer: UploadWriter
     ) -> int | None:
         """Pass chunks on; returns the size in the message that ends the upload, None if the stream broke."""
+        head = bytearray() if writer.position == 0 else None
         async for request in requests:
             match request.WhichOneof("payload"):
                 case "chunk":
                     self._check(upload, request.chunk, writer.position)
+                    if head is not None:
+                        head += request.chunk.data
+                        if len(head) >= HEAD_BYTES:
+                            self._check_head(bytes(head))
+                            head = None
                     await writer.write(request.chunk.data)
                 case "end":
                     return request.end.size_bytes
@@ -193,6 +203,16 @@ class Uploads:
             raise self._too_large("chunk.data")
         if upload["size_bytes"] and end > upload["size_bytes"]:
             raise invalid("SIZE_MISMATCH", f"more bytes than the {upload['size_bytes']} announced", "spec.size_bytes")
+
+    def _check_head(self, head: bytes) -> None:
+        """Refuse what plainly is no audio before the rest of it is sent."""
+        if head.startswith(b"ID3"):  # a tag, perhaps with pictures, may be longer than this
+            return
+        try:
+            sniff(io.BytesIO(head), self._settings.max_upload_bytes)
+        except MediaError as error:
+            if error.reason in _HOPELESS:
+                raise invalid(error.reason, str(error)) from error
 
     def _too_large(self, field: str) -> ApiError:
         limit = self._settings.max_upload_bytes
@@ -247,7 +267,7 @@ class Uploads:
             stored = await self._pool.fetchrow("SELECT * FROM uploads WHERE id = $1", upload["id"])
             if stored is not None and (done := await self.track_of(stored)):
                 return done, True
-            if isinstance(error, ApiError):
+            if isinstance(error, ApiError) and error.code is grpc.StatusCode.INVALID_ARGUMENT:
                 await self.discard(upload)
             raise
         telemetry.log().info("track stored", bytes=size, existed=existed)
@@ -271,56 +291,52 @@ class Uploads:
 
     async def _probe(self, path: Path) -> TrackFacts:
         try:
-            async with self._probes:
-                return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
+            async with asyncio.timeout(PROBE_WAIT_SECONDS):
+                await self._probes.acquire()
+        except TimeoutError:
+            raise ApiError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_UPLOADS",
+                "too many recordings are being checked; complete the upload later",
+                retry_after=30,
+            ) from None
+        try:
+            return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
         except MediaError as error:
             raise invalid(error.reason, str(error)) from error
+        finally:
+            self._probes.release()
 
     async def _store(
         self, upload: Row, sha256: str, size: int, path: Path, facts: TrackFacts | None
     ) -> tuple[Row, bool]:
-        async with self._pool.acquire() as connection, connection.transaction():
-            # Against another upload, or the deletion, of the same bytes.
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", sha256)
-            if not await connection.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
-                if facts is None:  # deleted since we looked
-                    facts = await self._probe(path)
+        # Against another upload, or the deletion, of the same bytes.
+        async with exclusive(self._pool, sha256) as connection:
+            new = not await connection.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256)
+            if new:
+                facts = facts or await self._probe(path)  # deleted since we looked
                 key = keys.track_source(sha256, facts.extension)
                 await self._objects.put_file(key, path, "application/octet-stream")
-                await connection.execute(
-                    """INSERT INTO recordings (sha256, size_bytes, object_key, container, codec, sample_rate, channels,
-                                               frames, bit_depth, mean, std, peak)
-                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)""",
+            async with connection.transaction():
+                if new and facts:
+                    await _insert_recording(connection, sha256, size, facts)
+                created = await connection.fetchval(
+                    """INSERT INTO tracks (id, owner, display_name, sha256) VALUES ($1, $2, $3, $4)
+                       ON CONFLICT (owner, sha256) DO NOTHING RETURNING id""",
+                    uuid4(),
+                    upload["owner"],
+                    upload["display_name"],
                     sha256,
-                    size,
-                    key,
-                    facts.container,
-                    facts.codec,
-                    facts.sample_rate,
-                    facts.channels,
-                    facts.frames,
-                    facts.bit_depth,
-                    facts.mean,
-                    facts.std,
-                    facts.peak,
                 )
-            created = await connection.fetchval(
-                """INSERT INTO tracks (id, owner, display_name, sha256) VALUES ($1, $2, $3, $4)
-                   ON CONFLICT (owner, sha256) DO NOTHING RETURNING id""",
-                uuid4(),
-                upload["owner"],
-                upload["display_name"],
-                sha256,
-            )
-            track = await connection.fetchrow(
-                f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
-                    WHERE t.owner = $1 AND t.sha256 = $2""",
-                upload["owner"],
-                sha256,
-            )
-            assert track is not None
-            await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
-            await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
+                track = await connection.fetchrow(
+                    f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
+                        WHERE t.owner = $1 AND t.sha256 = $2""",
+                    upload["owner"],
+                    sha256,
+                )
+                assert track is not None
+                await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
+                await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
         await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
         return track, created is None
 
@@ -328,6 +344,26 @@ class Uploads:
         """Forget an upload and remove what it stored."""
         await self._pool.execute("DELETE FROM uploads WHERE id = $1", upload["id"])
         await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+
+
+async def _insert_recording(connection: Connection, sha256: str, size: int, facts: TrackFacts) -> None:
+    await connection.execute(
+        """INSERT INTO recordings (sha256, size_bytes, object_key, container, codec, sample_rate, channels,
+                                   frames, bit_depth, mean, std, peak)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)""",
+        sha256,
+        size,
+        keys.track_source(sha256, facts.extension),
+        facts.container,
+        facts.codec,
+        facts.sample_rate,
+        facts.channels,
+        facts.frames,
+        facts.bit_depth,
+        facts.mean,
+        facts.std,
+        facts.peak,
+    )
 
 
 def url_key(upload: Row) -> str:

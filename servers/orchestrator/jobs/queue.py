@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from anyio import CancelScope
+from anyio import CancelScope, sleep_forever
 from streaq import Worker
 
 from servers.platform import telemetry
@@ -25,17 +25,25 @@ from servers.platform.settings import Settings
 QUEUE = "contrafact"
 PRIORITIES = ["BACKGROUND", "INTERACTIVE"]  # from lowest to highest
 
-Handler = Callable[[UUID], Awaitable[None]]
+Handler = Callable[[UUID], Coroutine[Any, Any, None]]
 
 
 class _Worker(Worker[None]):
     """streaQ's worker, but for signals: 7.2 takes them over whatever ``handle_signals`` says."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ending = asyncio.Event()
+
     async def signal_handler(self, scope: CancelScope) -> None:
-        """Leave signals to whoever runs this worker."""
+        """Leave signals to whoever runs this worker; note when it ends, for whatever reason."""
+        try:
+            await sleep_forever()
+        finally:
+            self.ending.set()
 
 
-def _worker(settings: Settings, handler: Handler | None) -> tuple[Worker[None], Any]:
+def _worker(settings: Settings, jobs: _Jobs | None) -> tuple[_Worker, Any]:
     worker = _Worker(
         redis_url=settings.redis_url,
         redis_kwargs={"stream_timeout": 30, "connect_timeout": 5},
@@ -51,10 +59,43 @@ def _worker(settings: Settings, handler: Handler | None) -> tuple[Worker[None], 
 
     @worker.task(max_tries=None, timeout=None, ttl=0, name="run_job", silent=True)
     async def run_job(job_id: str) -> None:
-        if handler is not None:
-            await handler(UUID(job_id))
+        if jobs is not None:
+            await jobs.run(UUID(job_id), worker.ending)
 
     return worker, run_job
+
+
+class _Jobs:
+    """The jobs that run here. They outlive the streaQ worker that took them when that loses Redis."""
+
+    def __init__(self, handler: Handler, limit: int) -> None:
+        self._handler = handler
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, job_id: UUID, ending: asyncio.Event) -> None:
+        """Run a job to its end, or leave it running alone once ``ending`` is set."""
+        if len(self._tasks) >= self._limit:
+            return  # jobs of an earlier streaQ worker still run; the reconciler dispatches this one again
+        task = asyncio.create_task(self._handler(job_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        ended = asyncio.create_task(ending.wait())
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # Its lease runs out, and it is dispatched again.
+            telemetry.log().error("job left alone", error=type(error).__name__, exc_info=error)
+
+    async def all_done(self) -> None:
+        """Wait until none runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
 
 class QueueUnavailable(Exception):
@@ -128,20 +169,24 @@ class JobQueue:
 async def consume(settings: Settings, handler: Handler, ready: asyncio.Event) -> None:
     """Run ``handler`` on every dispatched job until cancelled, at most ``worker_concurrency`` at a time.
 
-    streaQ ends when Redis goes away, so it is started again here, for ever. When cancelled, it waits for
-    the handlers that run: the caller sees to it that they end.
+    streaQ ends when Redis goes away, so it is started again here, for ever; jobs run on meanwhile. When
+    cancelled, this waits for the handlers that run: the caller sees to it that they end.
     """
     logging.getLogger("streaq").setLevel(logging.ERROR)
+    jobs = _Jobs(handler, settings.worker_concurrency)
     delay = 0.5
-    while True:
-        worker, _ = _worker(settings, handler)
-        started = asyncio.get_running_loop().time()
-        try:
-            ready.set()
-            await worker.run_async()
-        except Exception as error:
-            telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
-        if asyncio.get_running_loop().time() - started > 30:
-            delay = 0.5
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 10)
+    try:
+        while True:
+            worker, _ = _worker(settings, jobs)
+            started = asyncio.get_running_loop().time()
+            try:
+                ready.set()
+                await worker.run_async()
+            except Exception as error:
+                telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
+            if asyncio.get_running_loop().time() - started > 30:
+                delay = 0.5
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 10)
+    finally:
+        await jobs.all_done()

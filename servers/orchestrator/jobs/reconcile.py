@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
+import time
 
-import asyncpg
-from minio.error import MinioException
-from urllib3.exceptions import HTTPError
-
-from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
+from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
 from servers.platform.settings import Settings
@@ -19,6 +15,7 @@ from servers.storage.database import Pool
 from servers.storage.objects import ObjectStore
 
 INTERVAL_SECONDS = 5.0
+ORPHANS_SECONDS = 600.0
 
 
 class Reconciler:
@@ -30,24 +27,22 @@ class Reconciler:
         self._store = store
         self._queue = queue
         self._settings = settings
+        self._orphans_at = 0.0
 
     async def run(self) -> None:
         """Reconcile every few seconds until cancelled."""
         while True:
-            with contextlib.suppress(QueueUnavailable):
+            for step in (
+                self.dispatch_stranded,
+                self.remove_stale_uploads,
+                self.remove_orphan_pieces,
+                self.remove_live_pieces,
+                self.measure,
+            ):
                 try:
-                    await self.dispatch_stranded()
-                    await self.remove_stale_uploads()
-                    await self.remove_live_pieces()
-                    await self.measure()
-                except (
-                    OSError,
-                    asyncpg.PostgresError,
-                    asyncpg.InterfaceError,
-                    MinioException,
-                    HTTPError,
-                ) as error:
-                    telemetry.log().warning("not reconciled", error=type(error).__name__)
+                    await step()
+                except Exception as error:  # whatever it is, the other steps and the next round must come
+                    telemetry.log().warning("not reconciled", step=step.__name__, error=type(error).__name__)
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def dispatch_stranded(self) -> None:
@@ -67,6 +62,16 @@ class Reconciler:
                 "DELETE FROM uploads WHERE id = $1 AND updated_at < now() - $2::interval", row["id"], ttl
             )
 
+    async def remove_orphan_pieces(self) -> None:
+        """Remove pieces of uploads that do not exist: a URL to put them outlives the upload it was made for."""
+        if time.monotonic() < self._orphans_at:
+            return
+        self._orphans_at = time.monotonic() + ORPHANS_SECONDS
+        found = {key.split("/")[1] for key in await self._objects.find("uploads/")}
+        known = await self._pool.fetch("SELECT id FROM uploads WHERE id::text = ANY($1)", list(found))
+        for orphan in found - {str(row["id"]) for row in known}:
+            await self._objects.delete_prefix(f"uploads/{orphan}/")
+
     async def remove_live_pieces(self) -> None:
         """Remove the live pieces of jobs that have ended: whoever still listens reads the finished stems."""
         rows = await self._pool.fetch(
@@ -79,9 +84,10 @@ class Reconciler:
 
     async def measure(self) -> None:
         """Export how many jobs wait and for how long."""
+        rows = await self._store.counts()
         telemetry.QUEUE_JOBS.clear()
         telemetry.QUEUE_OLDEST_SECONDS.clear()
-        for row in await self._store.counts():
+        for row in rows:
             telemetry.QUEUE_JOBS.labels(row["state"], row["priority"]).set(row["jobs"])
             if row["state"] == "QUEUED":
                 telemetry.QUEUE_OLDEST_SECONDS.labels(row["priority"]).set(row["oldest"])

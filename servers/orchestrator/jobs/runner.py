@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -12,9 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import structlog
-import urllib3.exceptions
 from contrafact.v1 import job_pb2
-from minio.error import MinioException
 
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.events import JobEvents
@@ -23,20 +22,12 @@ from servers.orchestrator.jobs.store import JobStore, LeaseLost
 from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.storage.database import Row
+from servers.storage.outages import OUTAGES
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 3  # of attempts that ended badly; those of workers that were stopped do not count
+RETRY_SECONDS = 5.0  # after the first failure; it doubles with each
 BEAT_SECONDS = 1.0
-
-# The world around us failed, not the job: worth another attempt.
-_INFRASTRUCTURE = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,
-    MinioException,
-    urllib3.exceptions.HTTPError,
-)
+_DATABASE_TROUBLE: tuple[type[Exception], ...] = (asyncpg.PostgresError, *OUTAGES)
 
 
 class JobFailure(Exception):
@@ -82,6 +73,7 @@ class JobRun:
         """Enter a stage: the name of a value of the proto enum ``Stage`` without its prefix."""
         self.end_stage()
         self._stage = name
+        self._rate_from = None  # stages differ in speed
         await self._publish_progress()
 
     def end_stage(self) -> None:
@@ -139,10 +131,12 @@ class Runner:
         self._events = events
         self._queue = queue
         self._settings = settings
-        self._running: dict[asyncio.Task[None], list[_Stop]] = {}
+        self._running: dict[asyncio.Future[None], list[_Stop]] = {}
+        self._draining = False
 
     async def drain(self) -> None:
-        """Stop all running jobs and hand them back to the queue."""
+        """Stop all running jobs and hand them back to the queue, now and henceforth."""
+        self._draining = True
         for task, why in self._running.items():
             why.append(_Stop.DRAINING)
             task.cancel()
@@ -167,11 +161,9 @@ class Runner:
         row = run.row
         if row["cancel_requested"]:
             return await self._finish(run, "CANCELLED")
-        if run.attempt > MAX_ATTEMPTS:
-            return await self._fail(
-                run,
-                JobFailure("ATTEMPTS_EXHAUSTED", f"{MAX_ATTEMPTS} attempts were cut short", retryable=True),
-            )
+        if (failures := row["failures"]) >= MAX_FAILURES:
+            failure = JobFailure("ATTEMPTS_EXHAUSTED", f"{failures} attempts were cut short", retryable=True)
+            return await self._fail(run, failure)
         telemetry.log().info("job begins", kind=row["kind"], attempt=run.attempt)
         if run.attempt == 1:
             waited = (row["started_at"] - row["created_at"]).total_seconds()
@@ -181,6 +173,9 @@ class Runner:
         why: list[_Stop] = []
         work = asyncio.ensure_future(self._pipelines[row["kind"]](run))
         self._running[work] = why
+        if self._draining:  # since this job was claimed
+            why.append(_Stop.DRAINING)
+            work.cancel()
         beating = asyncio.create_task(self._beating(run, work, why))
         try:
             await work
@@ -191,10 +186,12 @@ class Runner:
             return await self._fail(run, failure)
         except LeaseLost:
             raise
-        except _INFRASTRUCTURE as error:
+        except OUTAGES as error:
             telemetry.log().exception("attempt failed")
-            if run.attempt < MAX_ATTEMPTS:
-                return await self._store.hand_back(run.id, run.attempt)  # the reconciler dispatches it again
+            failures = row["failures"] + 1
+            if failures < MAX_FAILURES:  # the reconciler dispatches it again
+                delay = RETRY_SECONDS * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
+                return await self._store.hand_back(run.id, run.attempt, retry_in=delay)
             return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
         except Exception as error:
             telemetry.log().exception("job failed")
@@ -220,7 +217,7 @@ class Runner:
                     why.append(_Stop.CANCELLED)
             except LeaseLost:
                 why.append(_Stop.LOST)
-            except _INFRASTRUCTURE as error:
+            except _DATABASE_TROUBLE as error:
                 # The work may go on: writes are fenced, whoever takes over meanwhile wins.
                 telemetry.log().warning("lease not renewed", error=type(error).__name__)
             if why:

@@ -29,8 +29,8 @@ class NewJob:
     request_id: UUID
     kind: str
     priority: str
-    track_id: UUID
     spec: dict[str, Any]
+    track_id: UUID
     headers: dict[str, str]
 
 
@@ -57,11 +57,13 @@ class JobStore:
         )
         if row is not None:
             return row, True
-        row = await self._pool.fetchrow(
-            "SELECT * FROM jobs WHERE owner = $1 AND request_id = $2", job.owner, job.request_id
-        )
+        row = await self.find(job.owner, job.request_id)
         assert row is not None
         return row, False
+
+    async def find(self, owner: str, request_id: UUID) -> Row | None:
+        """The job that a request made, if any."""
+        return await self._pool.fetchrow("SELECT * FROM jobs WHERE owner = $1 AND request_id = $2", owner, request_id)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Row | None:
         """A job, if it exists and belongs to ``owner`` (None: to anyone)."""
@@ -117,11 +119,16 @@ class JobStore:
         )
 
     async def claim(self, job_id: UUID, lease_seconds: float) -> Row | None:
-        """Begin the next attempt at a job, unless it has ended or a live worker is at it."""
+        """Begin the next attempt at a job, unless it has ended, a live worker is at it, or it is too early.
+
+        An attempt whose lease ran out counts as a failure; one that was handed back does not.
+        """
         return await self._pool.fetchrow(
             """UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, heartbeat_at = now(),
-                               started_at = coalesce(started_at, now()), stage = 'UNSPECIFIED', fraction = 0
-               WHERE id = $1 AND (state = 'QUEUED'
+                               failures = failures + (state = 'RUNNING')::int,
+                               started_at = coalesce(started_at, now()),
+                               stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL
+               WHERE id = $1 AND ((state = 'QUEUED' AND not_before <= now())
                                   OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval))
                RETURNING *""",
             job_id,
@@ -181,13 +188,16 @@ class JobStore:
             raise LeaseLost
         return row
 
-    async def hand_back(self, job_id: UUID, attempt: int) -> None:
-        """Return a running job to the queue: this worker stops."""
+    async def hand_back(self, job_id: UUID, attempt: int, *, retry_in: float | None = None) -> None:
+        """Return a running job to the queue: this worker stops, or (``retry_in`` seconds) the attempt failed."""
         await self._pool.execute(
-            """UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL
+            """UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL, stage = 'UNSPECIFIED', fraction = 0,
+                               eta_seconds = NULL, failures = failures + ($3::interval IS NOT NULL)::int,
+                               not_before = now() + coalesce($3, '0 s')
                WHERE id = $1 AND attempt = $2 AND state = 'RUNNING'""",
             job_id,
             attempt,
+            None if retry_in is None else dt.timedelta(seconds=retry_in),
         )
 
     async def cancel(self, job_id: UUID, owner: str) -> Row | None:
@@ -213,7 +223,7 @@ class JobStore:
         """Jobs that nobody seems to be at: long in the queue, or without a sign of life."""
         return await self._pool.fetch(
             """SELECT * FROM jobs
-               WHERE (state = 'QUEUED' AND created_at < now() - $1::interval)
+               WHERE (state = 'QUEUED' AND created_at < now() - $1::interval AND not_before <= now())
                   OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval)
                ORDER BY priority DESC, created_at LIMIT 1000""",
             dt.timedelta(seconds=queued_seconds),

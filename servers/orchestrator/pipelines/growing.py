@@ -66,7 +66,7 @@ class GrowingStem:
         if not data:
             return
         key = keys.live_piece(self._run.id, self._run.attempt, self.stem, self.size)
-        await self._objects.put(key, data)
+        # The row first: an object without one would never be found again, a row without object is waited for.
         await self._pool.execute(
             """INSERT INTO live_pieces (job_id, attempt, stem, start, size_bytes, frames_ready)
                VALUES ($1, $2, $3, $4, $5, $6)""",
@@ -77,8 +77,13 @@ class GrowingStem:
             len(data),
             frames_ready,
         )
+        await self._objects.put(key, data)
         piece = job_pb2.LivePiece(
-            stem=STEMS[self.stem], offset=self.size, size_bytes=len(data), frames_ready=frames_ready
+            stem=STEMS[self.stem],
+            offset=self.size,
+            size_bytes=len(data),
+            frames_ready=frames_ready,
+            attempt=self._run.attempt,
         )
         await self._run.events.publish(self._run.id, job_pb2.JobEvent(piece=piece))
         self.pieces.append(key)

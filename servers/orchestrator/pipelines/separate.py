@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
 
+import asyncpg
 import numpy as np
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
@@ -32,11 +32,13 @@ from servers.media.errors import MediaError
 from servers.media.resample import resample, resampled_frames
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.orchestrator.jobs.store import LeaseLost
 from servers.orchestrator.pipelines.growing import GrowingStem
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import together
 from servers.storage import keys
-from servers.storage.database import Pool, Row
+from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectMissing, ObjectStore
 
 DEFAULT_STEMS = ("vocals", "drums", "bass", "other")
@@ -85,12 +87,12 @@ class SeparatePipeline:
                 await run.stage("SEPARATE")
                 stems = await self._separate(run, recording, source, missing, audio_format)
             await run.stage("PUBLISH")
-            for stem_result in stems:
-                await self._publish(run, recording, model, stem_result)
+            await self._publish(run, recording, model, stems)
         except MediaError as error:
             raise JobFailure(error.reason, str(error)) from error
         except ModelUnavailable as error:
-            raise JobFailure("MODEL_UNAVAILABLE", str(error), retryable=True) from error
+            telemetry.log().error("model unavailable", error=str(error))  # it names files: not for callers
+            raise JobFailure("MODEL_UNAVAILABLE", "the model could not be loaded", retryable=True) from error
         except SegmentFailed as error:
             telemetry.log().error("separation failed", error=str(error))
             raise JobFailure("MODEL_FAILED", "the model failed on a segment", retryable=True) from error
@@ -156,50 +158,74 @@ class SeparatePipeline:
                 parts = {name: _part(block, index, channels) for index, name in enumerate(SOURCES)}
                 if original is not None:
                     parts[INSTRUMENTAL] = await original.take(block.frames) - parts["vocals"]
-                await asyncio.gather(*(growing[stem].write(parts[stem]) for stem in stems))
+                await together(*(growing[stem].write(parts[stem]) for stem in stems))
                 await run.progress(FETCHED + (SEPARATED - FETCHED) * block.end / frames)
-        await asyncio.gather(*(stem.finish() for stem in growing.values()))
+        await together(*(stem.finish() for stem in growing.values()))
         return list(growing.values())
 
-    async def _publish(self, run: JobRun, recording: Row, model: str, stem: GrowingStem) -> None:
-        """Put a finished stem in its place, unless a newer attempt or another job was faster."""
-        encoder = stem.encoder
-        key = keys.stem(recording["sha256"], model, stem.stem, stem.format.extension)
-        async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", key)
-            row = await connection.fetchrow("SELECT * FROM stems WHERE object_key = $1", key)
-            if row is None:
-                await self._objects.put_concatenated(key, stem.pieces, stem.size, stem.format.media_type)
-            # Not before the transfer: the job's row is locked from here on, and its lease must be renewed.
-            await run.store.hold(connection, run.id, run.attempt)
-            if row is None:
-                row = await connection.fetchrow(
-                    """INSERT INTO stems (sha256, model, stem, format, object_key, size_bytes, content_sha256,
-                                          sample_rate, channels, frames, peak, clipped)
-                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *""",
-                    recording["sha256"],
-                    model,
-                    stem.stem,
-                    stem.format.value,
-                    key,
-                    stem.size,
-                    stem.sha256,
-                    encoder.output_rate,
-                    min(recording["channels"], CHANNELS),
-                    encoder.output_frames,
-                    encoder.peak,
-                    encoder.clipped,
+    async def _publish(self, run: JobRun, recording: Row, model: str, stems: list[GrowingStem]) -> None:
+        """Put finished stems in their place, except those that a newer attempt or another job put there before."""
+        sha256 = recording["sha256"]
+        # Against such another, and against the deletion of the track.
+        async with exclusive(self._pool, sha256) as connection:
+            known = {
+                (row["stem"], row["format"])
+                for row in await connection.fetch("SELECT * FROM stems WHERE sha256 = $1 AND model = $2", sha256, model)
+            }
+            new = [stem for stem in stems if (stem.stem, stem.format.value) not in known]
+            places = {stem.stem: keys.stem(sha256, model, stem.stem, stem.format.extension) for stem in new}
+            await together(
+                *(
+                    self._objects.put_concatenated(places[stem.stem], stem.pieces, stem.size, stem.format.media_type)
+                    for stem in new
                 )
-            assert row is not None
-            await connection.execute(
-                "INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)",
-                run.id,
-                row["sha256"],
-                row["model"],
-                row["stem"],
-                row["format"],
             )
-        await self._announce(run, row)
+            try:
+                async with connection.transaction():
+                    await run.store.hold(connection, run.id, run.attempt)
+                    for stem in new:
+                        await self._insert(connection, recording, model, stem, places[stem.stem])
+                    rows = [await self._assign(connection, run, sha256, model, stem) for stem in stems]
+            except (LeaseLost, asyncpg.ForeignKeyViolationError):  # nobody will ever ask for what was put
+                await self._objects.delete(list(places.values()))
+                raise
+        for row in rows:
+            await self._announce(run, row)
+
+    async def _insert(self, connection: Connection, recording: Row, model: str, stem: GrowingStem, place: str) -> None:
+        await connection.execute(
+            """INSERT INTO stems (sha256, model, stem, format, object_key, size_bytes, content_sha256,
+                                  sample_rate, channels, frames, peak, clipped)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)""",
+            recording["sha256"],
+            model,
+            stem.stem,
+            stem.format.value,
+            place,
+            stem.size,
+            stem.sha256,
+            stem.encoder.output_rate,
+            min(recording["channels"], CHANNELS),
+            stem.encoder.output_frames,
+            stem.encoder.peak,
+            stem.encoder.clipped,
+        )
+
+    async def _assign(self, connection: Connection, run: JobRun, sha256: str, model: str, stem: GrowingStem) -> Row:
+        """Make a stored stem one of the job's."""
+        row = await connection.fetchrow(
+            """WITH assigned AS (
+                   INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)
+                   ON CONFLICT DO NOTHING)
+               SELECT * FROM stems WHERE sha256 = $2 AND model = $3 AND stem = $4 AND format = $5""",
+            run.id,
+            sha256,
+            model,
+            stem.stem,
+            stem.format.value,
+        )
+        assert row is not None
+        return row
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         artifact = messages.artifact(row, f"tracks/{run.row['track_id']}")

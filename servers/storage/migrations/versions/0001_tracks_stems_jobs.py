@@ -48,7 +48,7 @@ CREATE TABLE uploads (
     updated_at      timestamptz NOT NULL DEFAULT now(),
     UNIQUE (owner, request_id)
 );
-CREATE INDEX uploads_stale ON uploads (updated_at) WHERE track_id IS NULL;
+CREATE INDEX uploads_stale ON uploads (updated_at);
 
 CREATE TABLE upload_pieces (
     upload_id  uuid NOT NULL REFERENCES uploads ON DELETE CASCADE,
@@ -88,7 +88,9 @@ CREATE TABLE jobs (
     stage            text NOT NULL DEFAULT 'UNSPECIFIED',
     fraction         double precision NOT NULL DEFAULT 0,
     eta_seconds      double precision,
-    attempt          integer NOT NULL DEFAULT 0,
+    attempt          integer NOT NULL DEFAULT 0,     -- fences writes
+    failures         integer NOT NULL DEFAULT 0,     -- attempts that ended badly and not for good
+    not_before       timestamptz NOT NULL DEFAULT now(),
     cancel_requested boolean NOT NULL DEFAULT false,
     error            jsonb,
     warnings         jsonb NOT NULL DEFAULT '[]',

@@ -117,11 +117,14 @@ class Plain:
             at = event.progress
             left = f"{at.eta.ToSeconds()} s left" if at.HasField("eta") else ""
             stage = _words.stage_word(at.stage) or "waiting"
-            if not at.stage and at.queue_position:
-                left = f"{at.queue_position} before it"
             self.show(stage, at.fraction, left)
         elif event.HasField("job"):
-            self.show(_words.state_word(event.job.state), event.job.fraction, "")
+            waiting = event.job.queue_position
+            self.show(
+                _words.state_word(event.job.state),
+                event.job.fraction,
+                f"{waiting} before it" if waiting else "",
+            )
 
     def stem(self, progress: StemProgress) -> None:
         """Keep quiet until it is finished."""

@@ -30,7 +30,7 @@ class _AudioFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AudioForm
     AUDIO_FORMAT_WAV: _AudioFormat.ValueType  # 2
     """WAV (RF64 above 4 GiB), 32-bit float: nothing is ever clipped or rounded."""
     AUDIO_FORMAT_MP3: _AudioFormat.ValueType  # 3
-    """MP3, highest-quality variable bit rate."""
+    """MP3, 320 kbit/s (mono: 160)."""
     AUDIO_FORMAT_OPUS: _AudioFormat.ValueType  # 4
     """Opus in Ogg, always at 48 kHz."""
 
@@ -44,7 +44,7 @@ AUDIO_FORMAT_FLAC: AudioFormat.ValueType  # 1
 AUDIO_FORMAT_WAV: AudioFormat.ValueType  # 2
 """WAV (RF64 above 4 GiB), 32-bit float: nothing is ever clipped or rounded."""
 AUDIO_FORMAT_MP3: AudioFormat.ValueType  # 3
-"""MP3, highest-quality variable bit rate."""
+"""MP3, 320 kbit/s (mono: 160)."""
 AUDIO_FORMAT_OPUS: AudioFormat.ValueType  # 4
 """Opus in Ogg, always at 48 kHz."""
 Global___AudioFormat: _TypeAlias = AudioFormat  # noqa: Y015
@@ -100,7 +100,7 @@ class AudioProperties(_message.Message):
     BIT_DEPTH_FIELD_NUMBER: _builtins.int
     PEAK_FIELD_NUMBER: _builtins.int
     container: _builtins.str
-    """Container by content: "mp3", "mp4", "flac", "ogg", "wav", "aiff" or "aac"."""
+    """Container by content: "mp3", "mp4", "flac", "ogg", "wav", "aiff" or "adts"."""
     codec: _builtins.str
     """Codec by content, for example "mp3", "aac", "vorbis", "pcm_s16le"."""
     sample_rate: _builtins.int

@@ -345,6 +345,7 @@ class LivePiece(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FRAMES_READY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     stem: _audio_pb2.StemKind.ValueType
     """Which stem it belongs to."""
     offset: _builtins.int
@@ -353,6 +354,8 @@ class LivePiece(_message.Message):
     """Its size in bytes."""
     frames_ready: _builtins.int
     """Frames of the stem, from its beginning, that can be decoded once this piece has arrived."""
+    attempt: _builtins.int
+    """The attempt that made it; a later one begins again at offset 0."""
     def __init__(
         self,
         *,
@@ -360,10 +363,11 @@ class LivePiece(_message.Message):
         offset: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         frames_ready: _builtins.int = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames_ready", b"frames_ready", "offset", b"offset", "size_bytes", b"size_bytes", "stem", b"stem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "frames_ready", b"frames_ready", "offset", b"offset", "size_bytes", b"size_bytes", "stem", b"stem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,13 +436,10 @@ class Progress(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     FRACTION_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
-    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     """The part of the work it is at."""
     fraction: _builtins.float
     """How much of the whole work is done, 0 to 1."""
-    queue_position: _builtins.int
-    """How many jobs would start before it; 0 unless QUEUED."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Estimated time until its end; not given when unknown."""
@@ -449,11 +450,10 @@ class Progress(_message.Message):
         stage: Global___Stage.ValueType = ...,
         fraction: _builtins.float = ...,
         eta: _duration_pb2.Duration | None = ...,
-        queue_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "fraction", b"fraction", "queue_position", b"queue_position", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "fraction", b"fraction", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
