@@ -11,7 +11,8 @@ COPY servers servers
 COPY model_repository model_repository
 USER nobody
 
-FROM nvcr.io/nvidia/tritonserver:24.10-py3 AS triton
+# 24.11 and newer run Python 3.12; the models need 3.11 at least.
+FROM nvcr.io/nvidia/tritonserver:25.06-py3 AS triton
 # torch here is the CUDA build, as the image's driver wants it.
 RUN pip install --no-cache-dir "numpy<2" "torch==2.13.0" "demucs>=4.1" "safetensors>=0.8" "openvino>=2026.4"
 COPY model_repository /contrafact/model_repository

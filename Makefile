@@ -10,7 +10,7 @@ OUT ?= out/demo
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo up test lint format protos bench lock clean
+.PHONY: setup demo up test lint format protos release-protos bench lock clean
 
 setup: $(READY)
 
@@ -36,6 +36,7 @@ lint: setup $(BUF)
 	$(BIN)/mypy
 	$(BIN)/python protos/generate.py --image build/contrafact.binpb
 	$(BUF) lint build/contrafact.binpb --path contrafact
+	$(BUF) breaking build/contrafact.binpb --against protos/released.binpb --path contrafact
 	git diff --exit-code -- clients/python/src
 
 format: setup
@@ -44,6 +45,10 @@ format: setup
 
 protos: setup
 	$(BIN)/python protos/generate.py
+
+# At a release: what clients now rely on, against which later changes are checked.
+release-protos: setup
+	$(BIN)/python protos/generate.py --image protos/released.binpb
 
 bench: setup
 	$(BIN)/python -m tests.bench

@@ -55,6 +55,9 @@ def test_protos_are_linted(tmp_path: Path) -> None:
     assert run(sys.executable, "protos/generate.py", "--stubs", str(tmp_path), "--image", str(image)).returncode == 0
     result = run(str(buf), "lint", str(image), "--path", "contrafact")
     assert result.returncode == 0, result.stdout
+    released = str(ROOT / "protos" / "released.binpb")
+    result = run(str(buf), "breaking", str(image), "--against", released, "--path", "contrafact")
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join)

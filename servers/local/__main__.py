@@ -41,6 +41,7 @@ def up(
     ] = None,
     weights: Annotated[bool, typer.Option(help="Fetch missing model weights in the background.")] = True,
     triton_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each model.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run the models on an NVIDIA GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready, for programs.")] = False,
 ) -> None:
     """Start everything, say how to reach it, and stop it on Ctrl-C or SIGTERM."""
@@ -53,6 +54,7 @@ def up(
             model_repository=model_repository,
             weights=weights,
             triton_threads=triton_threads,
+            gpu=gpu,
             report=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True),
         )
         asyncio.run(_run(stack, as_json))

@@ -44,6 +44,7 @@ class Stack:
         model_repository: Triton's models; None: those in this source tree.
         weights: Whether to fetch the model's weights in the background if the cache lacks them.
         triton_threads: CPU threads of each model's numeric libraries; None: they choose.
+        gpu: Whether the models run on an NVIDIA GPU.
         environment: More settings (``CONTRAFACT_…``) for every child.
         report: Called with one line for each thing worth telling a person.
 
@@ -67,6 +68,7 @@ class Stack:
         model_repository: Path | str | None = None,
         weights: bool = True,
         triton_threads: int | None = None,
+        gpu: bool = False,
         environment: Mapping[str, str] | None = None,
         report: Callable[[str], None] = _log.info,
     ) -> None:
@@ -83,6 +85,7 @@ class Stack:
         self._repository = Path(model_repository or contrafact.ROOT / "model_repository").absolute()
         self._weights = weights
         self._threads = triton_threads
+        self._gpu = gpu
         self._extra = dict(environment or {})
         self._report = report
         self._tasks: list[asyncio.Task[None]] = []
@@ -179,6 +182,7 @@ class Stack:
             metrics_port=metrics_port,
             prefix=self._folder.shm_prefix,
             threads=self._threads,
+            gpu=self._gpu,
             environment=self._child_environment(),
         )
         return command, {"CONTRAFACT_TRITON_URL": f"127.0.0.1:{grpc_port}"}
@@ -186,6 +190,8 @@ class Stack:
     async def _start_servers(self) -> None:
         # Each server takes a free port for its metrics, and says so in its log.
         environment = {"CONTRAFACT_METRICS_PORT": "0", **self._child_environment()}
+        if self._gpu:  # enough for two of its batches
+            environment.setdefault("CONTRAFACT_SEGMENTS_IN_FLIGHT", "16")
         usual = Settings.model_fields["drain_seconds"].default
         drain = float(environment.get("CONTRAFACT_DRAIN_SECONDS", usual))
         migrate = Child(contrafact.migrate(environment), self._folder.logs)

@@ -78,6 +78,7 @@ def prepare(
     metrics_port: int,
     prefix: str,
     threads: int | None,
+    gpu: bool = False,
     environment: Mapping[str, str],
 ) -> Command:
     """How to run Triton on ``repository`` with no model loaded.
@@ -85,6 +86,7 @@ def prepare(
     Args:
         prefix: Begins the name of each shared-memory region of this server, so that what it leaves is known.
         threads: CPU threads of each model's numeric libraries; None: they choose.
+        gpu: Whether models run as their ``configs/gpu.pbtxt`` say.
     """
     if not repository.is_dir():
         raise StackError(f"triton cannot start: there is no model repository {repository}")
@@ -114,6 +116,7 @@ def prepare(
         "--metrics-address=127.0.0.1",
         f"--metrics-port={metrics_port}",
         f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+        *(["--model-config-name=gpu"] if gpu else []),  # a model without such a configuration uses its default
     ]
 
     async def ready() -> bool:

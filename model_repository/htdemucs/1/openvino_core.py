@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -66,7 +67,16 @@ def _export_folder(weights_file: Path) -> Path:
     beside = weights_file.parent
     if (beside / name).is_dir() or os.access(beside, os.W_OK):
         return beside / name
-    return Path(tempfile.gettempdir()) / name  # a read-only cache, as containers mount it
+    return _own_folder(Path(tempfile.gettempdir()) / f"contrafact-{os.getuid()}") / name  # a read-only cache
+
+
+def _own_folder(folder: Path) -> Path:
+    """A folder that is ours alone: what lies in it is run, and the temporary folder is everybody's."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user alone")
+    return folder
 
 
 def _intact(folder: Path) -> bool:

@@ -233,8 +233,8 @@ class Client:
 
         Args:
             what: an artifact, a track, or the resource name of one.
-            path: where to; a folder that exists: there, under the last part of the stem's name or under the
-                track's display name. Until all bytes have arrived they are in PATH.part.
+            path: where to; a folder that exists, or ends in a slash: there, under the last part of the stem's
+                name or under the track's display name. Until all bytes have arrived they are in PATH.part.
             progress: called with bytes received and bytes in all.
 
         Returns:
@@ -244,4 +244,4 @@ class Client:
             DataLoss: bytes arrived damaged; no file is left.
             OSError: the file cannot be written.
         """
-        return await download(self._connection, what, Path(path), progress)
+        return await download(self._connection, what, path, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -30,11 +31,16 @@ async def find(connection: Connection, what: str | Downloadable) -> Downloadable
 
 
 async def download(
-    connection: Connection, what: str | Downloadable, path: Path, progress: ByteProgress | None = None
+    connection: Connection,
+    what: str | Downloadable,
+    place: str | os.PathLike[str],
+    progress: ByteProgress | None = None,
 ) -> Path:
     """Download an artifact or a track; see :meth:`contrafact.Client.download`."""
     found = await find(connection, what)
-    if path.is_dir():
+    path, into_folder = Path(place), os.fspath(place).endswith(("/", os.sep))
+    if into_folder or path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
         name = found.name if isinstance(found, Artifact) else found.display_name
         path = path / (base_name(name).strip(". ") or "download")
     file = PartFile(path)
