@@ -28,7 +28,7 @@ CHANNELS = 2
 SOURCES = ("drums", "bass", "other", "vocals")  # in the order of the model's output
 GEOMETRY = Geometry(length=343_980, stride=257_985)  # 7.8 s, 25 % overlap
 
-ATTEMPTS = 4
+ATTEMPTS = 3
 RETRY_SECONDS = 0.2  # before the first new attempt; it doubles with each
 # Worth another try, after the model's process was looked after; anything else is our own mistake.
 _TRANSIENT = frozenset(

@@ -64,7 +64,7 @@ async def abort(context: Context, status: status_pb2.Status) -> None:
     await context.abort(rich.code, rich.details or "", trailing)
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method: see the module.
 
     Args:

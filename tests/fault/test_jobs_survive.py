@@ -195,17 +195,20 @@ async def test_a_job_that_kills_its_workers_is_given_up(
     recording = await upload(fault_client, tmp_path, 1, seed=6)
     job = await fault_client.separate(recording.track)
     await job.wait()
-    # The same job as it is after its third worker was killed.
+    # Such a job as it is after its third worker was killed.
+    again = uuid.uuid4()
     await database.execute(
-        """UPDATE jobs SET state = 'RUNNING', attempt = 3, failures = 2, ended_at = NULL,
-                           heartbeat_at = now() - interval '1 minute'
-           WHERE id = $1""",
+        """INSERT INTO jobs (id, request_id, owner, kind, priority, track_id, spec, started_at,
+                             state, attempt, failures, heartbeat_at)
+           SELECT $2, $2, owner, kind, priority, track_id, spec, started_at,
+                  'RUNNING', 3, 2, now() - interval '1 minute' FROM jobs WHERE id = $1""",
         uuid.UUID(job.name.removeprefix("jobs/")),
+        again,
     )
     with pytest.raises(JobFailed) as failure:
-        await (await fault_client.job(job.name)).wait()
+        await (await fault_client.job(f"jobs/{again}")).wait()
     assert failure.value.reason == "ATTEMPTS_EXHAUSTED"
-    assert (await fault_client.job(job.name)).job.error.retryable
+    assert (await fault_client.job(f"jobs/{again}")).job.error.retryable
 
 
 def deadly(level: Level) -> Samples:

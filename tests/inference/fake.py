@@ -97,11 +97,11 @@ async def separate(
 
 
 def stub_pids(stack: Stack) -> list[int]:
-    """The model processes of Triton."""
+    """The processes of the fake model."""
     found = []
     for child in psutil.Process(stack.processes["triton"].pid).children(recursive=True):
         with suppress(psutil.Error):
-            if child.name().startswith("triton_python") and child.status() != psutil.STATUS_ZOMBIE:
+            if any(word.endswith("/htdemucs/1/model.py") for word in child.cmdline()):
                 found.append(child.pid)
     return found
 

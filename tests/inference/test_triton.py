@@ -169,6 +169,6 @@ async def test_cancelling_a_separation_stops_the_model_within_a_segment(
     computed = compute_log.computed()
     assert computed.pop() == 7
     assert len(computed) <= at_cancel + 1
-    assert used < our_regions()  # still there, and not used for the last one: Triton may have been writing to them
+    assert used <= our_regions()  # still there: Triton may be writing to them
     await triton.__aexit__(None, None, None)
     assert our_regions() == before
