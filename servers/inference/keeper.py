@@ -121,7 +121,7 @@ class ModelKeeper:
             # others are answered. A process that answers nobody hangs.
             if error.status == "DEADLINE_EXCEEDED":
                 return await self._triton.answered(self.model) > answered
-            return error.queue_full
+            return error.busy
         return True
 
     async def _watching(self) -> None:

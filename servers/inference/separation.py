@@ -140,21 +140,17 @@ class Separator:
         failures = 0
         while True:
             started = time.perf_counter()
-            answered = -1
             # A segment that kills the model fails its neighbours too, so what failed is tried again one at a time.
             alone = self._suspects[priority] if failures else contextlib.nullcontext()
             try:
                 async with alone:
                     if failures:
                         await self._keeper.wait(check=True)
-                    answered = await self._triton.answered(model)
                     answer = await self._infer_once(window, segment, priority, request_id)
             except TritonError as error:
                 if error.status not in _TRANSIENT and "shared memory region" not in error.message:
                     raise SegmentFailed(str(error)) from error
-                # Waiting behind others, however long, is no failure.
-                waited = error.status == "DEADLINE_EXCEEDED" and await self._triton.answered(model) > answered >= 0
-                if not (waited or error.queue_full):
+                if not error.busy:  # waiting behind others, however long, is no failure
                     failures += 1
                 if failures == ATTEMPTS:
                     raise SegmentFailed(f"{failures} attempts, last: {error}") from error

@@ -80,9 +80,10 @@ class TritonError(Exception):
         self.message = message
 
     @property
-    def queue_full(self) -> bool:
-        """Whether the model has more waiting requests than it takes."""
-        return self.status == "RESOURCE_EXHAUSTED" or "maximum queue size" in self.message.lower()
+    def busy(self) -> bool:
+        """Whether nothing is wrong but that too many wait: the queue was full, or the wait in it too long."""
+        told = self.message.lower()
+        return self.status == "RESOURCE_EXHAUSTED" or "maximum queue size" in told or "request timeout expired" in told
 
 
 @contextlib.contextmanager
@@ -251,7 +252,7 @@ class Triton:
             output_shape: Shape of its output ``stems``, without the batch axis.
             region: Where input and output lie, or None to send them inline.
             priority: 1 overtakes 2 in the server's queue.
-            timeout: Seconds until the call is given up, here and in the queue.
+            timeout: Seconds that it may wait in the queue, and that it may compute.
             request_id: Put into Triton's log and traces.
 
         Returns:
@@ -272,7 +273,8 @@ class Triton:
             request_id=request_id,
             priority=priority,
             timeout=int(timeout * 1e6),
-            client_timeout=timeout,
+            # Longer, so that it is Triton who gives up on what waits, and one knows which of the two it was.
+            client_timeout=2 * timeout,
             headers=telemetry.outgoing_headers(),
         )
         try:

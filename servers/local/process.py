@@ -9,11 +9,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
@@ -228,13 +227,3 @@ def end_group(leader: int) -> None:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         time.sleep(0.02)
-
-
-async def together(starts: Collection[Coroutine[Any, Any, None]]) -> None:
-    """Await all; the first failure cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for start in starts:
-                group.create_task(start)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None

@@ -20,8 +20,9 @@ from typing import Self
 from servers.local import contrafact, postgres, s3, triton, valkey
 from servers.local.folder import DataFolder
 from servers.local.ports import free_port, is_free
-from servers.local.process import Child, Command, StackError, together
+from servers.local.process import Child, Command, StackError
 from servers.platform.settings import Settings
+from servers.platform.tasks import together
 
 STORES = frozenset({"postgres", "valkey", "s3"})
 BACKENDS = STORES | {"triton"}
@@ -125,7 +126,7 @@ class Stack:
         self.started_seconds = time.monotonic() - begin
 
     async def _start_all(self) -> None:
-        await together([self._start_backend(name) for name in sorted(self._backends)])
+        await together(*(self._start_backend(name) for name in sorted(self._backends)))
         if self._servers:
             port = self._api_port or free_port()
             if not is_free(port):
@@ -204,7 +205,7 @@ class Stack:
         names = ["worker"] if self._workers == 1 else [f"worker-{n + 1}" for n in range(self._workers)]
         commands = [contrafact.api(environment, self.api_address, drain)]
         commands += [contrafact.worker(environment, name, self._folder.logs, drain) for name in names]
-        await together([self._launch(command) for command in commands])
+        await together(*(self._launch(command) for command in commands))
 
     def _child_environment(self) -> dict[str, str]:
         return {**os.environ, **self._extra, **self.environment}

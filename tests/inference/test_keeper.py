@@ -17,6 +17,7 @@ from servers.local import Stack
 from servers.platform.settings import Settings
 from tests.inference.fake import (
     CRASH,
+    DELAY,
     GAINS,
     ComputeLog,
     changed,
@@ -110,7 +111,7 @@ async def test_a_deadly_segment_fails_its_track_and_no_other(
 async def test_a_segment_that_takes_too_long_is_tried_again_and_given_up(
     triton: Triton, keeper: ModelKeeper, triton_settings: Settings, compute_log: ComputeLog
 ) -> None:
-    hasty = changed(triton_settings, segment_timeout_seconds=0.1)
+    hasty = changed(triton_settings, segment_timeout_seconds=DELAY / 4)
     compute_log.begin()
     with pytest.raises(SegmentFailed, match=f"{ATTEMPTS} attempts, last: DEADLINE_EXCEEDED"):
         await separate(separator(triton, keeper, hasty), ramp(1))
@@ -121,3 +122,14 @@ async def test_a_model_that_cannot_be_loaded_is_told_after_patience(triton: Trit
     watcher = ModelKeeper(triton, "no_such_model", changed(triton_settings, model_load_timeout_seconds=0.3))
     with pytest.raises(ModelUnavailable, match="no_such_model"):
         await watcher.wait()
+
+
+async def test_waiting_behind_others_is_no_failure(
+    triton: Triton, keeper: ModelKeeper, triton_settings: Settings
+) -> None:
+    """Each may wait for two segments, and there are eight at once."""
+    hasty = changed(triton_settings, segment_timeout_seconds=2 * DELAY)
+    shared = separator(triton, keeper, hasty)
+    track = ramp(2)
+    for stems in await asyncio.gather(*(separate(shared, track) for _ in range(4))):
+        np.testing.assert_allclose(stems, track * GAINS, atol=1e-6)
