@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -49,9 +51,9 @@ def fault_stack(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> It
         model_repository=FAKE_MODELS,
         weights=False,
         environment={
-            "CONTRAFACT_FAKE_DELAY": "0.4",
+            "CONTRAFACT_FAKE_DELAY": "0.25",
             "CONTRAFACT_FAKE_CRASH": "1",
-            "CONTRAFACT_WORKER_CONCURRENCY": "1",
+            "CONTRAFACT_WORKER_CONCURRENCY": "2",
             "CONTRAFACT_LEASE_SECONDS": str(LEASE_SECONDS),
             "CONTRAFACT_DRAIN_SECONDS": str(DRAIN_SECONDS),
             "CONTRAFACT_TEMPORARY_FOLDER": str(temporary),
@@ -61,6 +63,8 @@ def fault_stack(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> It
         pids = processes_of(temporary)
         assert len(pids) >= len(running.processes)
         prefix = running._folder.shm_prefix
+        # Asked to stop, it takes eight seconds once a model of its has died.
+        os.kill(running.processes["triton"].pid, signal.SIGKILL)
     assert processes_of(temporary) == set()
     assert regions_of(pids) == []
     assert list(Path("/dev/shm").glob(f"{prefix}*")) == []

@@ -245,14 +245,17 @@ async def test_a_deadly_track_fails_its_job_and_no_other(
     samples = deadly(Level(row["mean"], row["std"]))
     track = await fault_client.upload(write(tmp_path / "deadly.wav", samples, 44_100))
     assert await database.fetchrow("SELECT mean, std FROM recordings WHERE sha256 = $1", track.sha256) == row
+    recordings = [await upload(fault_client, tmp_path, segments, seed=70 + segments) for segments in (8, 1)]
+    beside = await fault_client.separate(recordings[0].track)
+    await first_piece(beside)
     job = await fault_client.separate(track)
-    recording = await upload(fault_client, tmp_path, 1, seed=7)
-    following = await fault_client.separate(recording.track)
+    behind = await fault_client.separate(recordings[1].track)
     with pytest.raises(JobFailed) as failure:
         await job.wait()
     assert failure.value.reason == "MODEL_FAILED"
-    assert (await following.wait()).attempt == 1
-    await is_whole(fault_client, database, following, recording, tmp_path)
+    for other, recording in zip((beside, behind), recordings, strict=True):
+        assert (await other.wait()).attempt == 1
+        await is_whole(fault_client, database, other, recording, tmp_path)
 
 
 async def test_no_live_audio_is_left_of_all_that(database: Database, objects: ObjectStore) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -59,6 +61,8 @@ def triton_stack(tmp_path_factory: pytest.TempPathFactory, compute_log: ComputeL
         },
     ) as running:
         yield running
+        # Asked to stop, it takes eight seconds once a model of its has died.
+        os.kill(running.processes["triton"].pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from servers.inference.keeper import ModelKeeper, ModelUnavailable
-from servers.inference.separation import ATTEMPTS, GEOMETRY, SegmentFailed, Separated, Separator
+from servers.inference.separation import ATTEMPTS, SegmentFailed, Separated, Separator
 from servers.inference.triton import Triton
 from servers.local import Stack
 from servers.platform.settings import Settings
 from tests.inference.fake import (
-    CRASH,
     DELAY,
     GAINS,
     ComputeLog,
@@ -90,22 +89,6 @@ async def test_a_triton_that_dies_in_the_middle_costs_nothing(
     stems = await separate(separator(triton, keeper, settings), track, once(lambda: os.kill(old, signal.SIGKILL)))
     np.testing.assert_allclose(stems, track * GAINS, atol=1e-6)
     assert triton_stack.processes["triton"].pid != old
-
-
-async def test_a_deadly_segment_fails_its_track_and_no_other(
-    triton: Triton, keeper: ModelKeeper, triton_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Others go down with the model each time. No more than two attempts: they may not be hit in the second.
-    monkeypatch.setattr("servers.inference.separation.ATTEMPTS", 2)
-    deadly, harmless = ramp(4), ramp(3)
-    deadly[0, GEOMETRY.stride] = CRASH
-    shared = separator(triton, keeper, triton_settings)
-    failing = asyncio.create_task(separate(shared, deadly))
-    others = [asyncio.create_task(separate(shared, harmless)) for _ in range(2)]
-    with pytest.raises(SegmentFailed, match="2 attempts, last: INTERNAL"):
-        await failing
-    for stems in await asyncio.gather(*others):
-        np.testing.assert_allclose(stems, harmless * GAINS, atol=1e-6)
 
 
 async def test_a_segment_that_takes_too_long_is_tried_again_and_given_up(
