@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import random
 import time
-from types import TracebackType
-from typing import Self
 
 from servers.inference.triton import Triton, TritonError
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import Background
 
 PROBE_SECONDS = 15.0  # for so long an answer of any kind is proof of life, and
 PROBE_TIMEOUT = 30.0  # so long an answer may take: behind a running segment on a slow CPU
@@ -27,7 +26,7 @@ class ModelUnavailable(Exception):
     """The model cannot be loaded; the message says why."""
 
 
-class ModelKeeper:
+class ModelKeeper(Background):
     """Loads one model when it is first needed and watches over it while used as a context manager."""
 
     def __init__(
@@ -46,19 +45,6 @@ class ModelKeeper:
         self._trusted_until = 0.0  # on the monotonic clock
         self._load_timeout = settings.model_load_timeout_seconds
         self._lock = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._watch = asyncio.create_task(self._watching())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
 
     def answered(self) -> None:
         """Take note that the model has just answered somebody."""
@@ -124,7 +110,7 @@ class ModelKeeper:
             return error.busy
         return True
 
-    async def _watching(self) -> None:
+    async def _work(self) -> None:
         while True:
             with contextlib.suppress(ModelUnavailable):
                 await self.ensure_alive()

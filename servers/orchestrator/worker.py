@@ -14,10 +14,10 @@ from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.queue import JobQueue, consume
 from servers.orchestrator.jobs.reconcile import Reconciler
 from servers.orchestrator.jobs.runner import Runner
-from servers.orchestrator.jobs.scratch import scratch
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.pipelines.separate import SeparatePipeline
 from servers.platform import telemetry
+from servers.platform.scratch import scratch
 from servers.platform.server import until_signalled
 from servers.platform.settings import Settings, settings
 from servers.storage.database import connect

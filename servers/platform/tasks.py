@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -31,3 +34,25 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
                 group.create_task(work)
     except BaseExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
+
+
+class Background(ABC):
+    """Something that works by itself while it is used as a context manager."""
+
+    _task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """Work until cancelled."""
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task

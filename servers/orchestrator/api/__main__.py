@@ -20,6 +20,7 @@ from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
+from servers.platform.scratch import scratch
 from servers.platform.server import Server, Service, until_signalled
 from servers.platform.settings import Settings, settings
 from servers.storage.database import connect
@@ -33,6 +34,8 @@ MODEL_CHECK_SECONDS = 2.0
 async def serve(config: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     async with AsyncExitStack() as stack:
+        folder = stack.enter_context(scratch(config.temporary_folder))
+        config = config.model_copy(update={"temporary_folder": folder})
         pool = await connect(config)
         stack.push_async_callback(pool.close)
         objects = ObjectStore(config)

@@ -7,11 +7,9 @@ and listeners look there when the stream is silent. All listeners of a server sh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from uuid import UUID
 
 from contrafact.v1 import job_pb2
@@ -20,6 +18,7 @@ from redis.exceptions import RedisError
 
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import Background
 from servers.storage.keys import job_events
 
 BEGINNING = "0-0"
@@ -66,26 +65,13 @@ class JobEvents:
         return events
 
 
-class EventHub:
+class EventHub(Background):
     """Wakes listeners when their job has new events; used as a context manager."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._watched: dict[UUID, _Watched] = {}
-        self._reader: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        self._reader = asyncio.create_task(self._reading())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
 
     @asynccontextmanager
     async def listen(self, job_id: UUID, after: str) -> AsyncIterator[Listener]:
@@ -100,7 +86,7 @@ class EventHub:
             if not watched.listeners:
                 del self._watched[job_id]
 
-    async def _reading(self) -> None:
+    async def _work(self) -> None:
         while True:
             if not self._watched:
                 self._wanted.clear()

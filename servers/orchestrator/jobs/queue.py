@@ -8,12 +8,10 @@ Interactive jobs are always taken before background ones.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from anyio import CancelScope, sleep_forever
@@ -21,6 +19,7 @@ from streaq import Worker
 
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import Background
 
 QUEUE = "contrafact"
 PRIORITIES = ["BACKGROUND", "INTERACTIVE"]  # from lowest to highest
@@ -102,7 +101,7 @@ class QueueUnavailable(Exception):
     """The job was not dispatched; the reconciler will do it."""
 
 
-class JobQueue:
+class JobQueue(Background):
     """The sending side; used as a context manager.
 
     streaQ's client belongs to the task that opened it, so one task sends for all callers and connects
@@ -112,19 +111,6 @@ class JobQueue:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._outbox: asyncio.Queue[tuple[UUID, str, int, asyncio.Future[None]]] = asyncio.Queue(maxsize=1000)
-        self._sender: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._sender = asyncio.create_task(self._sending())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._sender is not None:
-            self._sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sender
 
     async def enqueue(self, job_id: UUID, priority: str, attempt: int) -> None:
         """Dispatch a job; the same job and attempt again while it waits changes nothing.
@@ -140,7 +126,7 @@ class JobQueue:
         except Exception as error:
             raise QueueUnavailable(type(error).__name__) from error
 
-    async def _sending(self) -> None:
+    async def _work(self) -> None:
         while True:
             try:
                 worker, task = _worker(self._settings, None)
