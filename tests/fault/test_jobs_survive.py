@@ -114,7 +114,7 @@ async def test_the_worker_is_killed(
         stored = await fault_client.download(artifact, tmp_path / f"stored-{name}")
         assert stored.read_bytes() == live[name].read_bytes()
     assert regions_of({old}) == []
-    assert len(list(temporary.iterdir())) == 1  # the living worker's
+    assert len(list(temporary.iterdir())) == 2  # of the living worker and the API
 
 
 async def test_the_worker_is_told_to_stop(
