@@ -32,11 +32,6 @@ class Geometry:
         if not self.length / 2 <= self.stride <= self.length:
             raise ValueError(f"a stride of {self.stride} does not suit segments of {self.length} frames")
 
-    @property
-    def overlap(self) -> int:
-        """Frames that neighbours share."""
-        return self.length - self.stride
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -74,8 +74,11 @@ class SeparatePipeline:
             raise JobFailure("TRACK_DELETED", "the track was deleted")
         missing = []
         for stem in (messages.STEM_NAMES[kind] for kind in spec.stems):
-            if not await self._reuse(run, recording, model, stem, audio_format):
+            row = await self._assign(self._pool, run, recording["sha256"], model, stem, audio_format)
+            if row is None:
                 missing.append(stem)
+            else:
+                await self._announce(run, row)
         if not missing:
             return
         try:
@@ -96,23 +99,6 @@ class SeparatePipeline:
         except SegmentFailed as error:
             telemetry.log().error("separation failed", error=str(error))
             raise JobFailure("MODEL_FAILED", "the model failed on a segment", retryable=True) from error
-
-    async def _reuse(self, run: JobRun, recording: Row, model: str, stem: str, audio_format: AudioFormat) -> bool:
-        """Give the job a stem that exists already; returns whether there is one."""
-        key = (recording["sha256"], model, stem, audio_format.value)
-        row = await self._pool.fetchrow(
-            "SELECT * FROM stems WHERE sha256 = $1 AND model = $2 AND stem = $3 AND format = $4", *key
-        )
-        if row is None:
-            return False
-        await self._pool.execute(
-            """INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)
-               ON CONFLICT DO NOTHING""",
-            run.id,
-            *key,
-        )
-        await self._announce(run, row)
-        return True
 
     async def _fetch(self, run: JobRun, recording: Row, source: Path) -> None:
         await run.stage("FETCH")
@@ -185,11 +171,14 @@ class SeparatePipeline:
                     await run.store.hold(connection, run.id, run.attempt)
                     for stem in new:
                         await self._insert(connection, recording, model, stem, places[stem.stem])
-                    rows = [await self._assign(connection, run, sha256, model, stem) for stem in stems]
+                    rows = [
+                        await self._assign(connection, run, sha256, model, stem.stem, stem.format) for stem in stems
+                    ]
             except (LeaseLost, asyncpg.ForeignKeyViolationError):  # nobody will ever ask for what was put
                 await self._objects.delete(list(places.values()))
                 raise
         for row in rows:
+            assert row is not None
             await self._announce(run, row)
 
     async def _insert(self, connection: Connection, recording: Row, model: str, stem: GrowingStem, place: str) -> None:
@@ -211,21 +200,24 @@ class SeparatePipeline:
             stem.encoder.clipped,
         )
 
-    async def _assign(self, connection: Connection, run: JobRun, sha256: str, model: str, stem: GrowingStem) -> Row:
-        """Make a stored stem one of the job's."""
-        row = await connection.fetchrow(
-            """WITH assigned AS (
-                   INSERT INTO job_stems (job_id, sha256, model, stem, format) VALUES ($1, $2, $3, $4, $5)
-                   ON CONFLICT DO NOTHING)
-               SELECT * FROM stems WHERE sha256 = $2 AND model = $3 AND stem = $4 AND format = $5""",
+    async def _assign(
+        self, database: Pool | Connection, run: JobRun, sha256: str, model: str, stem: str, audio_format: AudioFormat
+    ) -> Row | None:
+        """Make a stored stem one of the job's; None: it is not stored."""
+        return await database.fetchrow(
+            """WITH found AS (
+                   SELECT * FROM stems WHERE sha256 = $2 AND model = $3 AND stem = $4 AND format = $5
+               ), assigned AS (
+                   INSERT INTO job_stems (job_id, sha256, model, stem, format)
+                   SELECT $1, sha256, model, stem, format FROM found ON CONFLICT DO NOTHING
+               )
+               SELECT * FROM found""",
             run.id,
             sha256,
             model,
-            stem.stem,
-            stem.format.value,
+            stem,
+            audio_format.value,
         )
-        assert row is not None
-        return row
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         artifact = messages.artifact(row, f"tracks/{run.row['track_id']}")
