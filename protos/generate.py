@@ -69,8 +69,9 @@ def generate(stubs: Path, image: Path | None) -> None:
                 files=ours,
                 descriptors=descriptors,
             )
-    for folder_name in ("contrafact/v1", "buf", "buf/validate"):
-        (stubs / folder_name / "__init__.py").write_text("")
+    for folder in {stubs / parent for source in [*ours, VALIDATE] for parent in Path(source).parents} - {stubs}:
+        if folder != stubs / "contrafact":  # that one is the SDK's own
+            (folder / "__init__.py").write_text("")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 Source = bytes | Path
 MAX_BYTES = 1 << 30  # real voices are 55 MB, hubert_base.pt 190 MB, rmvpe.pt 180 MB
+# The pickled number with which files of PyTorch before 1.6 begin; four more pickles and the bare storages follow.
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_OWN_MODULES = {"torch", "collections", "builtins", "__builtin__", "_codecs", "numpy"}  # PyTorch decides about theirs
 
 
 class CheckpointError(ValueError):
@@ -20,7 +25,7 @@ class CheckpointError(ValueError):
 
     Attributes:
         reason: UPPER_SNAKE word for programs: ``NOT_A_CHECKPOINT``, ``TOO_LARGE``, ``UNSAFE``, ``WRONG_FORMAT``,
-            ``WRONG_KEYS``, ``WRONG_SHAPES``, ``WRONG_VALUES``.
+            ``WRONG_KEYS``, ``WRONG_SHAPES``, ``WRONG_VALUES``, ``TRAINING_CHECKPOINT``, ``DISCRIMINATOR``.
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -43,11 +48,13 @@ def read(source: Source, *, foreign: bool = False, limit: int = MAX_BYTES) -> An
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > limit:
         raise CheckpointError("TOO_LARGE", f"the file has {size:,} bytes; at most {limit:,} are accepted")
-    _check_archive(source, limit)
+    legacy = _begins(source, _LEGACY)
+    if not legacy:
+        _check_archive(source, limit)
     shells: list[Any] = []
     try:
         if foreign:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(_open(source))
+            names = _legacy_globals(source) if legacy else _archive_globals(source)
             # An inert class under each unknown name: nothing is imported. PyTorch refuses some (of os, sys) even so.
             shells = [(type("Shell", (), {"__init__": lambda self, *_args, **_kwargs: None}), name) for name in names]
         with torch.serialization.safe_globals(shells):
@@ -63,18 +70,78 @@ def _open(source: Source) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
+def _begins(source: Source, mark: bytes) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(mark)
+    with source.open("rb") as stream:
+        return stream.read(len(mark)) == mark
+
+
+def _archive_globals(source: Source) -> list[str]:
+    """Names of classes and functions that a file uses and PyTorch does not know."""
+    return list(torch.serialization.get_unsafe_globals_in_checkpoint(_open(source)))
+
+
+def _legacy_globals(source: Source) -> set[str]:
+    """As `_archive_globals`, of a file in the old layout; read, not executed."""
+    names = set()
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        for _ in range(4):  # the number, the version of the layout, the system, and the object
+            for opcode, argument, _position in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+    return {name for name in names if name.partition(".")[0] not in _OWN_MODULES}
+
+
 def _check_archive(source: Source, limit: int) -> None:
-    """A checkpoint is a zip archive of uncompressed members, so it cannot be larger inside than outside."""
+    """Today's checkpoint is a zip archive of uncompressed members, so it cannot be larger inside than outside."""
     try:
         with zipfile.ZipFile(_open(source)) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        text = "not a checkpoint: torch.save writes zip archives, this is none"
+        text = "not a checkpoint: this is no file of torch.save"
         raise CheckpointError("NOT_A_CHECKPOINT", text) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise CheckpointError("UNSAFE", "the archive is compressed; torch.save never does that")
     if sum(member.file_size for member in members) > limit:
         raise CheckpointError("TOO_LARGE", "the archive claims more content than is accepted")
+
+
+def save(file: Any, out: Path) -> None:
+    """`torch.save` for `read`: appears under its name whole or not at all; the same object gives the same bytes."""
+    temporary = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(file, stream)  # into a stream: the archive would carry the name of a file
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def voice_weights(file: Any) -> Mapping[Any, Any]:
+    """The ``weight`` entry of a voice's file, unchecked.
+
+    Raises:
+        CheckpointError: it is another file; training's files are called by their names.
+    """
+    entries = file if isinstance(file, Mapping) else {}
+    weights = entries.get("weight")
+    if isinstance(weights, Mapping):
+        return weights
+    model = entries.get("model", entries)
+    names = [str(name) for name in model] if isinstance(model, Mapping) else []
+    if any(name.startswith("discriminators.") for name in names):
+        text = "this is a training's discriminator (D_….pth): no voice; use the small file made of the generator"
+        raise CheckpointError("DISCRIMINATOR", text)
+    if any(name.startswith(("enc_p.", "dec.")) for name in names) or {"model", "iteration"} <= entries.keys():
+        text = (
+            "this is a training's checkpoint (G_….pth), which does not say what kind of voice it is; "
+            "use the small file made of it (in RVC: ckpt processing, model extraction)"
+        )
+        raise CheckpointError("TRAINING_CHECKPOINT", text)
+    raise CheckpointError("WRONG_FORMAT", "not a voice: it has no `weight`")
 
 
 def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ RATE = 16_000
 HOP = 160
 REST = 80  # samples that the content encoder needs beyond 2 frames each, to yield exactly one feature for each two
 REACH = 35  # frames of latent on which a frame of audio depends, to either side: 24 of the flow, 11 of the decoder
+SILENCE = 10 ** (-70 / 20)  # a peak: what is below it nobody hears, and a model would turn it into breath
 
 Audio = NDArray[np.float32]
 
@@ -132,6 +133,23 @@ class Converted:
     f0: NDArray[np.float64]
 
 
+def is_silent(chunk: Chunk) -> bool:
+    """Whether nothing in a chunk, context included, is louder than -70 dBFS: `silence` may stand for its conversion."""
+    return float(np.abs(chunk.audio).max(initial=0)) <= SILENCE
+
+
+def silence(geometry: Geometry, rate: int, phase: float) -> Converted:
+    """What stands for a silent chunk's conversion, without a model.
+
+    Args:
+        geometry: of the chunks.
+        rate: samples a second of the voice.
+        phase: that the chunk would have begun with; it ends with the same, because without pitch the sine stands.
+    """
+    audio = np.zeros((geometry.core + geometry.fade) * rate // 100, np.float32)
+    return Converted(audio, phase, np.zeros(geometry.core))
+
+
 class Cutter:
     """Cuts mono audio of any rate into chunks. Holds at most one chunk and what one `push` brings.
 
@@ -171,7 +189,7 @@ class Cutter:
             total = -(-self.pushed * 100 // self.rate)
             # Behind the end comes the mirrored end, then silence.
             silence = np.zeros((g.core + g.frames) * HOP, np.float32)
-            self._held = np.concatenate([self._held, _mirror(self._held, g.after * HOP), silence])
+            self._held = np.concatenate([self._held, mirror(self._held, g.after * HOP), silence])
             while self._next < total:
                 chunks.append(self._chunk(min(g.core, total - self._next)))
         return chunks
@@ -181,7 +199,7 @@ class Cutter:
         begin = (self._next - g.before) * HOP - self._start
         audio = self._held[max(begin, 0) : begin + g.samples]
         if begin < 0:  # only the first chunk's: before the stream there is its mirrored beginning
-            audio = np.concatenate([_mirror(audio[::-1], -begin)[::-1], audio])
+            audio = np.concatenate([mirror(audio[::-1], -begin)[::-1], audio])
         chunk = Chunk(audio.copy(), self._next, frames, self.params)
         self._next += g.core
         done = max((self._next - g.before) * HOP - self._start, 0)
@@ -189,7 +207,7 @@ class Cutter:
         return chunk
 
 
-def _mirror(audio: Audio, count: int) -> Audio:
+def mirror(audio: Audio, count: int) -> Audio:
     """The ``count`` samples behind ``audio`` if it were reflected at its end, again and again if it is short."""
     if len(audio) < 2:
         return np.full(count, audio[-1] if len(audio) else 0.0, np.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm, read
+from .checkpoint import MAX_BYTES, CheckpointError, check_tensors, fill, fold_weight_norm, read
 
 RATE = 16_000
 FRAME = 320  # samples between features
@@ -35,6 +35,21 @@ _FAIRSEQ = (
     (r"^(encoder\.layers\.\d+\.)fc2\.", r"\1feed_forward.output_dense."),
 )
 _UNUSED = {"mask_emb", "label_embs_concat", "masked_spec_embed"}  # of training
+
+
+_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # transformers' names
+
+
+def _read_safetensors(source: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if (size := source.stat().st_size) > MAX_BYTES:
+        raise CheckpointError("TOO_LARGE", f"the file has {size:,} bytes; at most {MAX_BYTES:,} are accepted")
+    try:
+        return load_file(source)
+    except SafetensorError as error:
+        raise CheckpointError("NOT_A_CHECKPOINT", f"not a safetensors file: {error}") from None
 
 
 def translate(name: str) -> str:
@@ -85,15 +100,17 @@ class ContentEncoder(nn.Module):
 
     @classmethod
     def load(cls, source: Path) -> ContentEncoder:
-        """From ``hubert_base.pt``, or a transformers state dict (``.safetensors`` or ``.bin``).
+        """From ``hubert_base.pt``, or transformers' weights: ``.safetensors``, ``.bin``, or the folder with either.
 
         Raises:
             CheckpointError: the file is none of these.
         """
+        if source.is_dir():
+            source = next((f for name in _IN_FOLDER if (f := source / name).is_file()), source / _IN_FOLDER[0])
+        if not source.is_file():
+            raise CheckpointError("NOT_A_CHECKPOINT", f"there are no content weights {source.name}")
         if source.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return cls.from_weights(load_file(source))
+            return cls.from_weights(_read_safetensors(source))
         file = read(source, foreign=True)
         if isinstance(file, Mapping) and isinstance(file.get("model"), Mapping):
             file = file["model"]
@@ -108,7 +125,7 @@ class ContentEncoder(nn.Module):
         Raises:
             CheckpointError: these are not HuBERT-base's tensors.
         """
-        weights = {name.removeprefix("hubert."): tensor for name, tensor in weights.items() if name not in _UNUSED}
+        weights = {str(name).removeprefix("hubert."): tensor for name, tensor in weights.items()}
         weights = {name: tensor for name, tensor in weights.items() if name not in _UNUSED}
         check_tensors(weights)
         named = {}

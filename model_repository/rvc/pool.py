@@ -1,98 +1,350 @@
-"""The voice pool of one model process: which voices are warm. Identity lives elsewhere; this only knows files."""
+"""The voice pool of one model process: which voices are warm. Identity lives elsewhere.
+
+Nobody waits here: who asks for a cold voice is told to ask again, and background threads load it. So a cold voice never
+holds up a warm one. What was loaded stays until it was used once, or for some seconds: otherwise many voices in a small
+pool would push each other out before those who asked come back, and nobody would get anything.
+"""
 
 from __future__ import annotations
 
-import re
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
 
-from .voice import Voice
+from .loader import Key, VoiceLoading
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_CAPACITY = 1000
+MAX_IDLE_SECONDS = 7 * 86_400.0
+
+
+class Sized(Protocol):
+    """What the pool needs of a voice."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        ...
+
+
+V = TypeVar("V", bound=Sized)
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How the pool works.
+
+    Args:
+        enabled: whether voices stay; if not, each is loaded for those who wait for it and leaves when used once.
+        capacity: most voices at once, 1..1000.
+        idle_seconds: a voice that nobody asked for in that time leaves; up to 7 days.
+        strategy: who leaves a full pool, a key of `STRATEGIES`.
+
+    Raises:
+        ValueError: a value is none of these.
+    """
+
+    enabled: bool = True
+    capacity: int = 10
+    idle_seconds: float = 1800.0
+    strategy: str = "lru"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.enabled, bool):
+            raise ValueError(f"enabled is {self.enabled!r:.80}, must be true or false")
+        if type(self.capacity) is not int or not 1 <= self.capacity <= MAX_CAPACITY:
+            raise ValueError(f"capacity is {self.capacity!r:.80}, must be a whole number, 1..{MAX_CAPACITY}")
+        if type(self.idle_seconds) not in (int, float) or not 0 < self.idle_seconds <= MAX_IDLE_SECONDS:
+            raise ValueError(f"idle_seconds is {self.idle_seconds!r:.80}, must be above 0, up to {MAX_IDLE_SECONDS:g}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {self.strategy!r:.80}, must be one of: {', '.join(STRATEGIES)}")
+
+    def changed(self, changes: Mapping[str, Any]) -> PoolSettings:
+        """These settings with some others; ValueError if one is unknown or wrong."""
+        known = [field.name for field in fields(self)]
+        if unknown := set(changes) - set(known):
+            raise ValueError(f"unknown settings of the pool: {sorted(unknown)!r:.80}; there are: {', '.join(known)}")
+        return replace(self, **changes)
 
 
 @dataclass
-class Statistics:
-    """Totals since the process began."""
+class Counters:
+    """What has happened since the process began. ``inserted`` is ``evicted``, ``expired`` and what is warm together.
+
+    reused: uses of voices after each one's first use. inserted: voices loaded. evicted: had to leave, for another, on
+    demand, or because the pool is disabled. expired: left because nobody asked for them. failed: could not be loaded.
+    load_seconds: spent on those inserted.
+    """
 
     reused: int = 0
     inserted: int = 0
     evicted: int = 0
+    expired: int = 0
+    failed: int = 0
     load_seconds: float = 0.0
 
 
-class Pool:
-    """Voices by name, the least recently used one leaves when it is full, idle ones when they are too old.
+@dataclass
+class _Entry(Generic[V]):
+    """A warm voice: ``used`` or loaded last at, ``asked`` for last at (also by `Pool.warm`), in the clock's seconds."""
 
-    Not for several threads: Triton calls a model instance from one.
+    key: Key
+    voice: V
+    loaded: float
+    used: float
+    asked: float
+    load_seconds: float
+    uses: int = 0
+
+
+def _least_used(entries: Sequence[_Entry[Any]]) -> _Entry[Any]:
+    return min(entries[: (len(entries) + 1) // 2], key=lambda entry: entry.uses)
+
+
+# Of voices in the order of their last use, the one to leave. Loading ahead is no use but renews the time to live: that
+# is the difference between the first two.
+STRATEGIES: dict[str, Callable[[Sequence[_Entry[Any]]], _Entry[Any]]] = {
+    "lru": lambda entries: entries[0],
+    "ttl": lambda entries: min(entries, key=lambda entry: entry.asked),
+    "lru+lfu": _least_used,
+}
+
+
+@dataclass
+class _State(Generic[V]):
+    """All that changes, guarded by the pool's condition."""
+
+    warm: OrderedDict[Key, _Entry[V]] = field(default_factory=OrderedDict)  # the least recently used first
+    queued: deque[Key] = field(default_factory=deque)
+    loading: dict[Key, bool] = field(default_factory=dict)  # False: its result is no longer wanted
+    failures: dict[Key, tuple[Exception, float]] = field(default_factory=dict)
+    closed: bool = False
+
+
+class Pool(Generic[V]):
+    """Voices by key, loaded by threads of its own. All methods may be called from any thread, and none waits.
 
     Args:
-        folder: of ``NAME.pth`` and, for some, ``NAME.index``.
-        load: makes a voice of the two paths; the second is None if there is no index.
-        capacity: most voices at once, at least 1.
-        idle_seconds: after which an unused voice leaves.
+        load: makes a voice; called by the threads.
+        settings: see there; `configure` changes them.
+        loaders: threads, and so most loads at once.
+        queue: most voices that may wait to be loaded.
+        pin_seconds: for which a voice that was loaded and not yet used may not leave.
+        failure_seconds: for which a failure to load is told before it is forgotten.
         clock: seconds.
     """
 
     def __init__(
         self,
-        folder: Path,
-        load: Callable[[Path, Path | None], Voice],
-        capacity: int = 10,
-        idle_seconds: float = 1800.0,
+        load: Callable[[Key], V],
+        settings: PoolSettings | None = None,
+        *,
+        loaders: int = 1,
+        queue: int = 64,
+        pin_seconds: float = 10.0,
+        failure_seconds: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}, must be at least 1")
-        self._folder, self._load, self._capacity = folder, load, capacity
-        self._idle, self._clock = idle_seconds, clock
-        self._warm: OrderedDict[str, tuple[Voice, float, tuple[int, int]]] = OrderedDict()
-        self.statistics = Statistics()
+        if loaders < 1 or queue < 1:
+            raise ValueError("a pool needs at least one loader and one place to wait for it")
+        self.process = str(uuid.uuid4())
+        self.settings = settings or PoolSettings()
+        self.counters = Counters()
+        self._load, self._queue, self._clock = load, queue, clock
+        self._pin, self._failure = pin_seconds, failure_seconds
+        self._state: _State[V] = _State()
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"voice-loader-{number}", daemon=True) for number in range(loaders)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def get(self, name: str) -> Voice:
-        """The voice, loaded if it is cold or its file has changed.
+    def get(self, key: Key, uses: int = 1) -> V:
+        """A warm voice, for so many uses.
 
         Raises:
-            ValueError: there is no such voice, or its file is refused.
+            VoiceLoading: it is cold; loading has begun.
+            Exception: loading has failed just now: what the loader raised.
         """
-        if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.80} is no name of a voice")
-        weights, index = self._folder / f"{name}.pth", self._folder / f"{name}.index"
-        self.expire()
+        with self._changed:
+            self._tidy()
+            entry = self._state.warm.get(key)
+            if entry is None:
+                self._begin(key)
+                raise VoiceLoading("the voice is being loaded; ask again")
+            self.counters.reused += uses if entry.uses else uses - 1
+            entry.uses += uses
+            entry.used = entry.asked = self._clock()
+            self._state.warm.move_to_end(key)
+            self._tidy()  # what has been used may leave
+            self._changed.notify_all()
+            return entry.voice
+
+    def warm(self, key: Key) -> None:
+        """Load a voice ahead of its use. If it is warm, its time to live begins anew.
+
+        Raises:
+            VoiceLoading: so many are waiting that this one was not noted.
+            Exception: as of `get`.
+        """
+        with self._changed:
+            self._tidy()
+            if entry := self._state.warm.get(key):
+                entry.asked = self._clock()
+            else:
+                self._begin(key)
+
+    def evict(self, voice: str) -> None:
+        """Forget all versions of a voice, also those that wait or are being loaded."""
+        with self._changed:
+            state = self._state
+            for key in [key for key in state.warm if key.voice == voice]:
+                self._leave(key)
+            state.queued = deque(key for key in state.queued if key.voice != voice)
+            state.failures = {key: failure for key, failure in state.failures.items() if key.voice != voice}
+            state.loading |= {key: False for key in state.loading if key.voice == voice}
+            self._changed.notify_all()
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Change settings, all or none, with effect at once.
+
+        Raises:
+            ValueError: one is unknown or wrong.
+        """
+        with self._changed:
+            self.settings = self.settings.changed(changes)
+            self._tidy()
+            self._changed.notify_all()
+
+    def report(self) -> dict[str, Any]:
+        """Settings, voices (the least recently used first, then those to come) and counters, for JSON."""
+        with self._changed:
+            self._tidy()
+            now, state = self._clock(), self._state
+            voices = [
+                {
+                    **asdict(entry.key),
+                    "state": "WARM",
+                    "bytes": entry.voice.bytes,
+                    "uses": entry.uses,
+                    "idle_seconds": now - entry.asked,
+                    "load_seconds": entry.load_seconds,
+                }
+                for entry in state.warm.values()
+            ]
+            nothing = {"state": "LOADING", "bytes": 0, "uses": 0, "idle_seconds": 0.0, "load_seconds": 0.0}
+            coming = [key for key, wanted in state.loading.items() if wanted]
+            voices += [{**asdict(key), **nothing} for key in (*coming, *state.queued)]
+            counters = asdict(self.counters)
+            return {"process": self.process, **asdict(self.settings), "voices": voices, "counters": counters}
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Load no more, forget everything, and wait so long for a load under way, which cannot be interrupted."""
+        with self._changed:
+            self._state = _State(closed=True)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _begin(self, key: Key) -> None:
+        """Note that a cold voice is wanted, unless it has failed just now."""
+        state = self._state
+        if failure := state.failures.get(key):
+            raise failure[0].with_traceback(None)
+        if key in state.loading or key in state.queued:
+            return
+        if state.closed or len(state.queued) >= self._queue:
+            raise VoiceLoading("the model is stopping" if state.closed else "too many voices wait for it; ask again")
+        state.queued.append(key)
+        self._changed.notify_all()
+
+    def _tidy(self) -> None:
+        """Let go what must: failures already told, voices too old or too many."""
+        now, state = self._clock(), self._state
+        state.failures = {k: told for k, told in state.failures.items() if now - told[1] <= self._failure}
+        for entry in self._free(now):
+            if now - entry.asked >= self.settings.idle_seconds:
+                self._leave(entry.key, expired=True)
+            elif not self.settings.enabled:
+                self._leave(entry.key)
+        while len(state.warm) > self.settings.capacity and self._push_out(now):
+            pass
+
+    def _free(self, now: float) -> list[_Entry[V]]:
+        """Voices that may leave, the least recently used first."""
+        return [entry for entry in self._state.warm.values() if entry.uses or now - entry.loaded >= self._pin]
+
+    def _push_out(self, now: float) -> bool:
+        """Make one leave, if one may."""
+        if free := self._free(now):
+            self._leave(STRATEGIES[self.settings.strategy](free).key)
+        return bool(free)
+
+    def _leave(self, key: Key, expired: bool = False) -> None:
+        del self._state.warm[key]
+        self.counters.expired += expired
+        self.counters.evicted += not expired
+        self._changed.notify_all()
+
+    def _wait(self) -> None:
+        """Until something is done, or something is due by the clock."""
+        now, state = self._clock(), self._state
+        free = {entry.key for entry in self._free(now)}
+        due = [
+            entry.asked + self.settings.idle_seconds if key in free else entry.loaded + self._pin
+            for key, entry in state.warm.items()
+        ]
+        due += [at + self._failure for _, at in state.failures.values()]
+        self._changed.wait(max(min(due) - now, 0.02) if due else None)
+
+    def _work(self) -> None:
+        while (key := self._next()) is not None:
+            self._load_one(key)
+
+    def _next(self) -> Key | None:
+        """The next voice to load, None when there will be no more."""
+        with self._changed:
+            while not self._state.closed:
+                self._tidy()
+                if self._state.queued:
+                    key = self._state.queued.popleft()
+                    self._state.loading[key] = True
+                    return key
+                self._wait()
+            return None
+
+    def _load_one(self, key: Key) -> None:
+        begin = self._clock()
         try:
-            status = weights.stat()
-        except OSError:
-            self.evict(name)
-            raise ValueError(f"there is no voice {name!r} here") from None
-        version = (status.st_mtime_ns, status.st_size)
-        if name in self._warm and self._warm[name][2] == version:
-            voice = self._warm[name][0]
-            self.statistics.reused += 1
-        else:
-            self.evict(name)
-            begin = self._clock()
-            voice = self._load(weights, index if index.exists() else None)
-            self.statistics.inserted += 1
-            self.statistics.load_seconds += self._clock() - begin
-        self._warm[name] = (voice, self._clock(), version)
-        self._warm.move_to_end(name)
-        while len(self._warm) > self._capacity:
-            self.evict(next(iter(self._warm)))
-        return voice
+            voice = self._load(key)
+        except Exception as error:
+            with self._changed:
+                if self._state.loading.pop(key, False):
+                    self.counters.failed += 1
+                    self._state.failures[key] = (error.with_traceback(None), self._clock())
+            return
+        taken = self._clock() - begin
+        with self._changed:
+            while self._state.loading.get(key, False):
+                self._tidy()
+                if self._make_room(key):
+                    now = self._clock()
+                    self._state.warm[key] = _Entry(key, voice, now, now, now, taken)
+                    self.counters.inserted += 1
+                    self.counters.load_seconds += taken
+                    break
+                self._wait()  # all are pinned
+            self._state.loading.pop(key, None)
+            self._changed.notify_all()
 
-    def evict(self, name: str) -> None:
-        """Forget a voice, if it is warm."""
-        if self._warm.pop(name, None) is not None:
-            self.statistics.evicted += 1
-
-    def expire(self) -> None:
-        """Forget voices that were not used for too long."""
-        for name in [n for n, (_, used, _) in self._warm.items() if self._clock() - used > self._idle]:
-            self.evict(name)
-
-    def names(self) -> list[str]:
-        """Warm voices, the least recently used first."""
-        return list(self._warm)
+    def _make_room(self, key: Key) -> bool:
+        """Whether one more may be inserted; other versions of the same voice go first."""
+        now = self._clock()
+        for entry in self._free(now):
+            if entry.key.voice == key.voice:
+                self._leave(entry.key)
+        return len(self._state.warm) < self.settings.capacity or self._push_out(now)

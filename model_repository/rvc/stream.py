@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .chunks import HOP, Audio, Chunk, Cutter, Joiner, Params
+from .chunks import HOP, Audio, Chunk, Converted, Cutter, Joiner, Params, is_silent, silence
 from .engine import Engine
 from .loudness import LoudnessMatch
 from .voice import Voice
@@ -57,16 +57,28 @@ class Stream:
         g, parts = self._engine.geometry, [np.zeros(0, np.float32)]
         core = slice(g.before * HOP, (g.before + g.core) * HOP)
         for start in range(0, len(chunks), self._batch):
-            batch = [replace(c, phase=None) for c in chunks[start : start + self._batch]]
-            batch[0] = replace(batch[0], phase=self._phase)
-            for chunk, made in zip(batch, self._engine.convert(self._voice, batch), strict=True):
+            batch = chunks[start : start + self._batch]
+            for chunk, made in zip(batch, self._convert(batch), strict=True):
                 joined = self._joiner.push(made.audio)
                 parts.append(self._loudness.push(chunk.audio[core], joined))
-                self._phase = made.phase
         if pushed is not None:
             none = np.zeros(0, np.float32)
             parts.append(self._loudness.push(none, none, last=True))
         return self._joiner.send(np.concatenate(parts), pushed)
+
+    def _convert(self, batch: list[Chunk]) -> list[Converted]:
+        """Silent chunks do not go through the model; the phase goes on behind them where it was."""
+        loud = [replace(c, phase=None) for c in batch if not is_silent(c)]
+        if loud:
+            loud[0] = replace(loud[0], phase=self._phase)
+        answers = iter(self._engine.convert(self._voice, loud) if loud else ())
+        made = []
+        for chunk in batch:
+            silent = is_silent(chunk)
+            one = silence(self._engine.geometry, self._voice.rate, self._phase) if silent else next(answers)
+            self._phase = one.phase
+            made.append(one)
+        return made
 
 
 def convert(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm
+from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm, voice_weights
 from .decoder import Decoder
 from .flow import REACH, Flow
 from .prior import PriorEncoder
@@ -169,10 +169,7 @@ class Synthesizer(nn.Module):
         Raises:
             CheckpointError: it is not a voice, or not a sound one.
         """
-        weights = file.get("weight") if isinstance(file, Mapping) else None
-        if not isinstance(weights, Mapping):
-            raise CheckpointError("WRONG_FORMAT", "not a voice: it has no `weight` (a training checkpoint, perhaps)")
-        weights = {name: t for name, t in weights.items() if not str(name).startswith("enc_q.")}
+        weights = {name: t for name, t in voice_weights(file).items() if not str(name).startswith("enc_q.")}
         check_tensors(weights)
         for name in ("enc_p.emb_phone.weight", "emb_g.weight"):
             if name not in weights or weights[name].dim() != 2:

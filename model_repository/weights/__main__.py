@@ -14,8 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 (weights), 2 (usage) or 130 (interrupted)."""
     parser = argparse.ArgumentParser(prog="python -m model_repository.weights", description="Model weights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    fetching = commands.add_parser("fetch", help="bring a weight set into the cache and print its path")
-    fetching.add_argument("name")
+    fetching = commands.add_parser("fetch", help="bring weight sets into the cache and print their paths")
+    fetching.add_argument("names", nargs="+", metavar="name")
     fetching.add_argument("--force", action="store_true", help="fetch although the cache has it")
     finding = commands.add_parser("path", help="print the path of a cached weight set")
     finding.add_argument("name")
@@ -26,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.command == "fetch":
-            print(fetch(options.name, force=options.force, cache=options.cache), flush=True)
+            return _fetch(options.names, options.force, options.cache)
         elif options.command == "path":
             print(path(options.name, cache=options.cache))
         else:
             _list(options.cache)
     except WeightsError as error:
-        print(f"weights: error: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt:
         print("weights: interrupted", file=sys.stderr)
@@ -43,6 +43,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _interrupt(number: int, frame: object) -> None:
     """A terminated fetch cleans up like an interrupted one."""
     raise KeyboardInterrupt
+
+
+def _fetch(names: list[str], force: bool, cache: Path | None) -> int:
+    """Fetch every set, those after a failure too."""
+    status = 0
+    for name in names:
+        try:
+            print(fetch(name, force=force, cache=cache), flush=True)
+        except WeightsError as error:
+            _complain(error)
+            status = 1
+    return status
+
+
+def _complain(error: WeightsError) -> None:
+    print(f"weights: error: {error}", file=sys.stderr)
 
 
 def _list(cache: Path | None) -> None:

@@ -80,16 +80,20 @@ def fetch(name: str, force: bool = False, cache: Path | None = None) -> Path:
 def _install(source: Source, wanted: WeightSet, file: Path) -> None:
     """Fetch from one source, make the canonical file, verify it twice, and only then rename it into place."""
     with scratch(file.parent, wanted.name) as temporary:
-        raw = obtain(source, temporary)
+        raw = obtain(source, temporary, wanted.limit)
         say(f"{wanted.name}: verifying {raw.name} from {source.kind}")
-        made = temporary / "canonical.safetensors"
+        made = temporary / "canonical"
         if raw.stat().st_size == wanted.size and sha256(raw) == wanted.sha256:
-            shutil.copyfile(raw, made)
+            if raw.is_relative_to(temporary):
+                raw.rename(made)
+            else:
+                shutil.copyfile(raw, made)
         elif wanted.layout == "htdemucs":
             htdemucs.canonicalise(raw, made)
             verify(made, wanted.size, wanted.sha256, f"{wanted.file} made from {raw.name} ({source.kind})")
         else:
-            _tensors.read(raw)  # "truncated" says more than a wrong checksum
+            if wanted.file.endswith(".safetensors"):
+                _tensors.read(raw)  # "truncated" says more than a wrong checksum
             verify(raw, wanted.size, wanted.sha256)
         _check(made, wanted)
         with made.open("rb") as stream:

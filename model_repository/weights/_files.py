@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from ._errors import WeightsCorrupt
 
@@ -51,13 +53,53 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def copy(stream: BinaryIO, file: Path, size: int | None, shown: str) -> None:
-    """Write ``stream`` to ``file``, saying every tenth of ``size`` bytes how far it is."""
-    done = said = 0
-    with file.open("wb") as out:
-        while block := stream.read(MIB):
-            out.write(block)
+class Stream(Protocol):
+    """What `copy` needs of a source of bytes: a read that returns as soon as something has come."""
+
+    def read1(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        ...
+
+
+def copy(
+    stream: Stream,
+    file: Path,
+    shown: str,
+    *,
+    limit: int,
+    start: int = 0,
+    size: int | None = None,
+    until: float = math.inf,
+) -> int:
+    """Write ``stream`` to ``file``, saying every tenth of ``size`` bytes how far it is.
+
+    Args:
+        stream, file: from where, to where.
+        shown: what to call it.
+        limit: bytes the file may have.
+        start: bytes of the file that are there already and stay.
+        size: bytes it will have, if known.
+        until: of `time.monotonic`, when to give up.
+
+    Returns:
+        The bytes that the file has now.
+
+    Raises:
+        WeightsCorrupt: there is more than ``limit``.
+        TimeoutError: it is later than ``until``.
+    """
+    done, said = start, start * 10 // size if size else 0
+    with file.open("r+b" if start else "wb") as out:
+        out.seek(start)
+        out.truncate()
+        while block := stream.read1(MIB):
             done += len(block)
+            if done > limit:
+                raise WeightsCorrupt(shown, "size", f"at most {limit} bytes", "more")
+            out.write(block)
             if size and (tenth := done * 10 // size) > said:
                 said = tenth
                 say(f"{shown}: {tenth * 10} % of {size / 1e6:.0f} MB")
+            if time.monotonic() > until:
+                raise TimeoutError("the download takes too long")
+    return done

@@ -39,6 +39,11 @@ class WeightSet:
     sources: tuple[Source, ...]
     check: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def limit(self) -> int:
+        """Bytes that a source's file may have: a float32 ONNX export of htdemucs has twice the canonical file's."""
+        return self.size if self.layout == "plain" else 4 * self.size
+
 
 def cache_folder() -> Path:
     """Where weights are kept: ``$CONTRAFACT_WEIGHTS_DIR``, else ``contrafact/weights`` in the user's cache."""

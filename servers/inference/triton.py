@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import shared_memory
 from types import TracebackType
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from servers.inference.models import probe_of
 from servers.platform import telemetry
 from servers.platform.server import CHANNEL_OPTIONS
 from servers.platform.settings import Settings
@@ -84,6 +86,37 @@ class TritonError(Exception):
         """Whether nothing is wrong but that too many wait: the queue was full, or the wait in it too long."""
         told = self.message.lower()
         return self.status == "RESOURCE_EXHAUSTED" or "maximum queue size" in told or "request timeout expired" in told
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request to a model. Arrays and shapes are without the batch axis, which is always 1.
+
+    Attributes:
+        model: Name of the model.
+        input, samples: Its large input, float32, which may go through shared memory.
+        output, shape: Its large output, float32, which may come through shared memory; None: of any shape.
+        inline: Small inputs by name.
+        others: Names of small outputs.
+        parameters: Of the request.
+    """
+
+    model: str
+    input: str
+    samples: Samples
+    output: str
+    shape: tuple[int, ...] | None = None
+    inline: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered: the large output, and the small ones by name; without the batch axis."""
+
+    samples: Samples
+    others: Mapping[str, NDArray[Any]]
 
 
 @contextlib.contextmanager
@@ -157,12 +190,18 @@ class Triton:
         Being "ready" proves nothing (a dead model process stays ready), so this is a real inference, of
         one frame that the model answers without computing, by default ahead of everything that waits.
         """
-        tensor = InferInput("mix", [1, 2, 1], "FP32")
-        tensor.set_data_from_numpy(np.zeros((1, 2, 1), np.float32))
+        name, shape = probe_of(model)
+        tensor = _inline(name, np.zeros(shape, np.float32))
         with _translated():
             await self._client.infer(
                 model, [tensor], client_timeout=timeout, priority=priority, parameters={"probe": True}
             )
+
+    async def parameters(self, model: str) -> dict[str, str]:
+        """The parameters in the configuration of ``model``, which must be loaded."""
+        with _translated():
+            answer = await self._client.get_model_config(model, client_timeout=CONTROL_SECONDS)
+        return {name: value.string_value for name, value in answer.config.parameters.items()}
 
     # Tensors
 
@@ -235,47 +274,45 @@ class Triton:
 
     async def infer(
         self,
-        model: str,
-        window: Samples,
-        output_shape: tuple[int, ...],
+        question: Question,
         *,
-        region: Region | None,
+        region: Region | None = None,
         priority: int,
         timeout: float,
         request_id: str,
-    ) -> Samples:
-        """Infer on one window.
+    ) -> Answer:
+        """Ask a model.
 
         Args:
-            model: Name of the model.
-            window: Its input ``mix`` [channels, frames]; already in ``region`` when there is one.
-            output_shape: Shape of its output ``stems``, without the batch axis.
-            region: Where input and output lie, or None to send them inline.
+            question: What to ask; its large input is already in ``region`` when there is one.
+            region: Where the large input and the large output lie, or None to send them inline.
             priority: 1 overtakes 2 in the server's queue.
             timeout: Seconds that it may wait in the queue, and that it may compute.
             request_id: Put into Triton's log and traces.
 
         Returns:
-            The output; a view of ``region`` when there is one, valid until it is given back.
+            The answer; its large output is a view of ``region`` when there is one, valid until that is given back.
         """
-        tensor = InferInput("mix", [1, *window.shape], "FP32")
-        output = InferRequestedOutput("stems")
+        given = [_inline(name, array) for name, array in question.inline.items()]
+        large = InferInput(question.input, [1, *question.samples.shape], "FP32")
+        output = InferRequestedOutput(question.output)
         if region is None:
-            tensor.set_data_from_numpy(window[np.newaxis])
+            large.set_data_from_numpy(question.samples[np.newaxis])
         else:
-            tensor.set_shared_memory(region.name, region.input_bytes)
+            large.set_shared_memory(region.name, region.input_bytes)
             output.set_shared_memory(region.name, region.output_bytes, offset=region.input_bytes)
         call = partial(
             self._client.infer,
-            model,
-            [tensor],
-            outputs=[output],
+            question.model,
+            [large, *given],
+            outputs=[output, *(InferRequestedOutput(name) for name in question.others)],
             request_id=request_id,
             priority=priority,
             timeout=int(timeout * 1e6),
             # Longer, so that it is Triton who gives up on what waits, and one knows which of the two it was.
             client_timeout=2 * timeout,
             headers=telemetry.outgoing_headers(),
+            parameters=dict(question.parameters) or None,
         )
         try:
             with _translated():
@@ -286,12 +323,28 @@ class Triton:
             await self.register(region)  # Triton was restarted since
             with _translated():
                 result = await call()
-        # Asked of every answer: where there is none, the region still holds an older one.
-        description = result.get_output("stems")
-        if description is not None and tuple(description.shape) == (1, *output_shape):
-            if region is not None:
-                return region.array(region.input_bytes, output_shape)
-            answer = result.as_numpy("stems")
-            if answer is not None and answer.size:
-                return np.asarray(answer[0], np.float32)
-        raise TritonError("INTERNAL", f"{model} answered with an empty or misshapen tensor")
+        samples = _large_output(result, question, region)
+        others = {name: result.as_numpy(name) for name in question.others}
+        if samples is None or any(array is None or not array.size for array in others.values()):
+            raise TritonError("INTERNAL", f"{question.model} answered with an empty or misshapen tensor")
+        return Answer(samples, {name: array[0] for name, array in others.items()})
+
+
+def _inline(name: str, array: NDArray[Any]) -> InferInput:
+    tensor = InferInput(name, [1, *array.shape], np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(np.ascontiguousarray(array[np.newaxis]))
+    return tensor
+
+
+def _large_output(result: Any, question: Question, region: Region | None) -> Samples | None:
+    # Asked of every answer: where there is none, the region still holds an older one.
+    description = result.get_output(question.output)
+    if description is None:
+        return None
+    shape = tuple(description.shape)[1:]
+    if not shape or 0 in shape or question.shape not in (None, shape):
+        return None
+    if region is not None:
+        return region.array(region.input_bytes, shape) if 4 * np.prod(shape) <= region.output_bytes else None
+    answer = result.as_numpy(question.output)
+    return np.asarray(answer[0], np.float32) if answer is not None and answer.size else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from servers.local.health import serving
@@ -34,20 +34,28 @@ def migrate(environment: Mapping[str, str]) -> Command:
     return Command("migrate", arguments, _module(environment))
 
 
-def weights(environment: Mapping[str, str], model: str) -> Command:
-    """One shot, in the background: fetch the model's weights if the cache lacks them."""
-    arguments = [sys.executable, "-m", "model_repository.weights", "fetch", model]
+def weights(environment: Mapping[str, str], names: Sequence[str]) -> Command:
+    """One shot, in the background: fetch these sets of weights if the cache lacks them."""
+    arguments = [sys.executable, "-m", "model_repository.weights", "fetch", *names]
     return Command("weights", arguments, _module(environment), stop_seconds=5.0)
 
 
 def api(environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
     """The public gRPC API."""
+    return _server("api", "servers.orchestrator.api", environment, address, drain_seconds)
 
+
+def mixer(environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
+    """The engine that mixes."""
+    return _server("mixer", "servers.mixer", environment, address, drain_seconds)
+
+
+def _server(name: str, module: str, environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
     async def ready() -> bool:
         return await serving(address)
 
-    arguments = [sys.executable, "-m", "servers.orchestrator.api"]
-    return Command("api", arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)
+    arguments = [sys.executable, "-m", module]
+    return Command(name, arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)
 
 
 def worker(environment: Mapping[str, str], name: str, logs: Path, drain_seconds: float) -> Command:

@@ -1,7 +1,7 @@
 """The embedded stack: which servers, in which order, for how long.
 
-Stores and Triton start together; the database is migrated as soon as it answers; then come the API and the
-workers. They stop the other way round. A server that dies is started again, on the same port and data, a
+Stores and Triton start together; the database is migrated as soon as it answers; then come the engines, the API
+and the workers. They stop the other way round. A server that dies is started again, on the same port and data, a
 bounded number of times.
 """
 
@@ -26,6 +26,7 @@ from servers.platform.tasks import together
 
 STORES = frozenset({"postgres", "valkey", "s3"})
 BACKENDS = STORES | {"triton"}
+VOICE_WEIGHTS = ("contentvec", "rmvpe")  # what all voices share
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 300.0
 _TRIM_SECONDS = 30.0
@@ -126,12 +127,16 @@ class Stack:
         self.started_seconds = time.monotonic() - begin
 
     async def _start_all(self) -> None:
+        if "s3" in self._backends:  # before Triton starts, whose models fetch from it
+            self.environment |= self._s3_settings()
         await together(*(self._start_backend(name) for name in sorted(self._backends)))
         if self._servers:
             port = self._api_port or free_port()
             if not is_free(port):
                 raise StackError(f"api cannot start: port {port} is in use; choose another with --api-port")
             self.environment |= {"CONTRAFACT_API_HOST": "127.0.0.1", "CONTRAFACT_API_PORT": str(port)}
+            mixer_port = str(free_port())
+            self.environment |= {"CONTRAFACT_MIXER_PORT": mixer_port, "CONTRAFACT_MIXER_URL": f"127.0.0.1:{mixer_port}"}
             await self._start_servers()
         self._tasks.append(asyncio.create_task(self._trim_logs()))
 
@@ -159,23 +164,29 @@ class Stack:
         command = valkey.prepare(self.folder / "valkey", configuration, port, password, self._child_environment())
         return command, {"CONTRAFACT_REDIS_URL": valkey.url(port, password)}
 
-    async def _prepare_s3(self) -> tuple[Command, dict[str, str]]:
-        port, made = free_port(), self._folder.credentials()
-        keys = made.s3_access_key, made.s3_secret_key
-        data, environment = self.folder / "s3", self._child_environment()
-        # In a thread: it walks through all objects.
-        command = await asyncio.to_thread(s3.prepare, data, port, *keys, environment)
-        return command, {
-            "CONTRAFACT_S3_ENDPOINT": f"http://127.0.0.1:{port}",
+    def _s3_settings(self) -> dict[str, str]:
+        made = self._folder.credentials()
+        return {
+            "CONTRAFACT_S3_ENDPOINT": f"http://127.0.0.1:{free_port()}",
             "CONTRAFACT_S3_ACCESS_KEY": made.s3_access_key,
             "CONTRAFACT_S3_SECRET_KEY": made.s3_secret_key,
             "CONTRAFACT_S3_BUCKET": s3.BUCKET,
         }
 
+    async def _prepare_s3(self) -> tuple[Command, dict[str, str]]:
+        port = int(self.environment["CONTRAFACT_S3_ENDPOINT"].rpartition(":")[2])
+        made = self._folder.credentials()
+        keys = made.s3_access_key, made.s3_secret_key
+        data, environment = self.folder / "s3", self._child_environment()
+        # In a thread: it walks through all objects.
+        return await asyncio.to_thread(s3.prepare, data, port, *keys, environment), {}
+
     async def _prepare_triton(self) -> tuple[Command, dict[str, str]]:
         grpc_port, metrics_port = free_port(), free_port()
         # Weights matter to the model's process first, so it is told where they are even if none are fetched.
         self.environment["CONTRAFACT_WEIGHTS_DIR"] = str(contrafact.weights_folder())
+        environment = self._child_environment()
+        environment.setdefault("CONTRAFACT_RVC_VOICES", str(self.folder / "voices"))
         command = triton.prepare(
             self.folder / "triton",
             repository=self._repository,
@@ -184,7 +195,7 @@ class Stack:
             prefix=self._folder.shm_prefix,
             threads=self._threads,
             gpu=self._gpu,
-            environment=self._child_environment(),
+            environment=environment,
         )
         return command, {"CONTRAFACT_TRITON_URL": f"127.0.0.1:{grpc_port}"}
 
@@ -198,13 +209,16 @@ class Stack:
         migrate = Child(contrafact.migrate(environment), self._folder.logs)
         await self._once(migrate)
         if self._weights:
-            model = environment.get("CONTRAFACT_MODEL", "htdemucs")
-            fetch = Child(contrafact.weights(environment, model), self._folder.logs)
+            names = (environment.get("CONTRAFACT_MODEL", "htdemucs"), *VOICE_WEIGHTS)
+            fetch = Child(contrafact.weights(environment, names), self._folder.logs)
             self.processes[fetch.name] = fetch
             self._tasks.append(asyncio.create_task(self._fetch_weights(fetch)))
-        names = ["worker"] if self._workers == 1 else [f"worker-{n + 1}" for n in range(self._workers)]
-        commands = [contrafact.api(environment, self.api_address, drain)]
-        commands += [contrafact.worker(environment, name, self._folder.logs, drain) for name in names]
+        workers = ["worker"] if self._workers == 1 else [f"worker-{n + 1}" for n in range(self._workers)]
+        commands = [
+            contrafact.api(environment, self.api_address, drain),
+            contrafact.mixer(environment, environment["CONTRAFACT_MIXER_URL"], drain),
+            *(contrafact.worker(environment, name, self._folder.logs, drain) for name in workers),
+        ]
         await together(*(self._launch(command) for command in commands))
 
     def _child_environment(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ MP3 seek back to fill in what they did not know at the start, and we know it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, Protocol, cast
 
@@ -19,6 +19,7 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from servers.media import mp3info
+from servers.media import tags as tagging
 from servers.media.wavheader import wav_header
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
@@ -52,8 +53,8 @@ class Writer(Protocol):
 class WavWriter:
     """WAV, float32, unchanged samples."""
 
-    def __init__(self, *, sample_rate: int, channels: int, frames: int) -> None:
-        self._header = wav_header(sample_rate=sample_rate, channels=channels, frames=frames)
+    def __init__(self, *, sample_rate: int, channels: int, frames: int, tags: Mapping[str, str]) -> None:
+        self._header = wav_header(sample_rate=sample_rate, channels=channels, frames=frames, tags=tags)
 
     def write(self, samples: NDArray[np.float32]) -> bytes:
         header, self._header = self._header, b""
@@ -67,10 +68,10 @@ class WavWriter:
 class FlacWriter:
     """FLAC, 24 bits. Samples are rounded half to even and clipped to [-2^23, 2^23 - 1]."""
 
-    def __init__(self, *, sample_rate: int, channels: int, frames: int) -> None:
+    def __init__(self, *, sample_rate: int, channels: int, frames: int, tags: Mapping[str, str]) -> None:
         options = {"compression_level": FLAC_LEVEL}
         self._encoder = _Encoder("flac", "s32", sample_rate, channels, options=options)
-        self._header = _flac_header(self._encoder.context.extradata or b"", frames)
+        self._header = _flac_header(self._encoder.context.extradata or b"", frames, tags)
 
     def write(self, samples: NDArray[np.float32]) -> bytes:
         # Exact in float32: scaling is by a power of two, and both bounds are representable.
@@ -96,7 +97,8 @@ class Mp3Writer:
     that players seek in a stream that is still growing.
     """
 
-    def __init__(self, *, sample_rate: int, channels: int, frames: int) -> None:
+    def __init__(self, *, sample_rate: int, channels: int, frames: int, tags: Mapping[str, str]) -> None:
+        self._header = tagging.id3(tags)
         self._rate, self._frames, self._kilobits = sample_rate, frames, MP3_KILOBITS[channels]
         options = {"compression_level": _LAME_QUALITY}
         self._encoder = _Encoder("libmp3lame", "fltp", sample_rate, channels, kilobits=self._kilobits, options=options)
@@ -110,7 +112,7 @@ class Mp3Writer:
         return self._emit(self._encoder.flush())
 
     def _emit(self, packets: Iterable[Packet[Any]]) -> bytes:
-        parts = []
+        parts, self._header = [self._header], b""
         for packet in packets:
             data = bytes(packet)
             if not self._started:
@@ -128,7 +130,7 @@ class Mp3Writer:
 class OpusWriter:
     """Ogg Opus at 48 kHz, 192 kbit/s (128 in mono), in pages of a tenth of a second."""
 
-    def __init__(self, *, sample_rate: int, channels: int, frames: int) -> None:
+    def __init__(self, *, sample_rate: int, channels: int, frames: int, tags: Mapping[str, str]) -> None:
         del sample_rate, frames  # Opus has one rate; the last page's position tells the length
         self._sink = _Sink()
         # bitexact: a fixed stream serial number and vendor, so that equal input gives equal bytes.
@@ -136,6 +138,7 @@ class OpusWriter:
         self._container = av.open(self._sink, "w", format="ogg", container_options=options)
         stream = self._container.add_stream("libopus", rate=OPUS_RATE, layout=LAYOUTS[channels])
         stream.bit_rate = OPUS_KILOBITS[channels] * 1000
+        stream.metadata.update({tagging.VORBIS[name]: value for name, value in tags.items()})
         self._stream = stream
         self._encoder = _Encoder("libopus", "flt", OPUS_RATE, channels, context=stream.codec_context)
 
@@ -211,8 +214,8 @@ class _Encoder:
         return self.context.encode(None)
 
 
-def _flac_header(stream_info: bytes, frames: int) -> bytes:
-    """The marker and STREAMINFO as last metadata block, with the total filled in (RFC 9639 §8.1, §8.2)."""
+def _flac_header(stream_info: bytes, frames: int, tags: Mapping[str, str]) -> bytes:
+    """The marker, STREAMINFO with the total filled in, and the tags if there are any (RFC 9639 §8.1, §8.2, §8.6)."""
     if len(stream_info) != 34:
         raise RuntimeError("libavcodec did not describe its FLAC stream")
     # Bytes 10 to 17: 20 bits sample rate, 3 channels - 1, 5 bits - 1, 36 total (0 = unknown, if it does not
@@ -220,4 +223,7 @@ def _flac_header(stream_info: bytes, frames: int) -> bytes:
     packed = int.from_bytes(stream_info[10:18], "big") & ~0xF_FFFF_FFFF
     packed |= frames if frames < 1 << 36 else 0
     body = stream_info[:10] + packed.to_bytes(8, "big") + bytes(16)  # MD5 zero: unknown
-    return b"fLaC" + b"\x80\0\0\x22" + body
+    if not tags:
+        return b"fLaC" + b"\x80\0\0\x22" + body  # 0x80: the last metadata block
+    comment = tagging.vorbis_comment(tags)
+    return b"fLaC" + b"\0\0\0\x22" + body + b"\x84" + len(comment).to_bytes(3, "big") + comment

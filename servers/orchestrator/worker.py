@@ -6,16 +6,27 @@ import asyncio
 import contextlib
 from contextlib import AsyncExitStack
 
+from servers.inference.conversion import Converter
 from servers.inference.keeper import ModelKeeper
 from servers.inference.separation import Separator
 from servers.inference.triton import Triton
+from servers.inference.voices import VoiceModel
+from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.jobs.events import JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.queue import JobQueue, consume
 from servers.orchestrator.jobs.reconcile import Reconciler
-from servers.orchestrator.jobs.runner import Runner
+from servers.orchestrator.jobs.runner import Pipeline, Runner
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.jobs.webhooks import WebhookDeliverer
+from servers.orchestrator.pipelines.cover import CoverPipeline
+from servers.orchestrator.pipelines.cover_stream import Engines
+from servers.orchestrator.pipelines.recordings import Recordings
 from servers.orchestrator.pipelines.separate import SeparatePipeline
+from servers.orchestrator.pipelines.stems import Stems
+from servers.orchestrator.voices.pool import PoolReports
+from servers.orchestrator.voices.reconcile import VoiceReconciler
+from servers.orchestrator.voices.store import VoiceStore
 from servers.platform import telemetry
 from servers.platform.scratch import scratch
 from servers.platform.server import until_signalled
@@ -38,10 +49,32 @@ async def work(config: Settings) -> None:
         queue = await stack.enter_async_context(JobQueue(config))
         triton = await stack.enter_async_context(Triton(config))
         keeper = await stack.enter_async_context(ModelKeeper(triton, config.model, config))
+        voice_keeper = await stack.enter_async_context(ModelKeeper(triton, config.voice_model, config))
 
-        store, events = JobStore(pool), JobEvents(redis)
-        separate = SeparatePipeline(pool, objects, Separator(triton, keeper, config), keeper, config)
-        runner = Runner({"SEPARATE": separate}, store, events, queue, config)
+        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
+        if config.webhook_urls:
+            await stack.enter_async_context(WebhookDeliverer(pool, store, config))
+        voice_model = VoiceModel(triton, voice_keeper, config)
+        voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
+        await stack.enter_async_context(VoiceReconciler(pool, objects, voice_store, voice_model, reports, config))
+        mixer = await stack.enter_async_context(Mixer(config))
+        separator, converter = Separator(triton, keeper, config), Converter(triton, voice_keeper, config)
+        recordings, stems = Recordings(pool, objects, config), Stems(pool, objects)
+        pipelines: dict[str, Pipeline] = {
+            "SEPARATE": SeparatePipeline(pool, objects, recordings, stems, separator, keeper),
+            "COVER": CoverPipeline(
+                pool,
+                objects,
+                recordings,
+                stems,
+                Engines(separator, converter, mixer),
+                keeper,
+                voice_keeper,
+                voice_model,
+                voice_store,
+            ),
+        }
+        runner = Runner(pipelines, store, events, queue, config)
         ready = asyncio.Event()
         tasks = [
             asyncio.create_task(consume(config, runner.handle, ready)),

@@ -16,9 +16,10 @@ _LOOPBACK_PEERS = ("ipv4:127.", "ipv6:%5B::1%5D:", "ipv6:[::1]:", "unix:")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The owner of what a call creates, and the only one who sees it."""
+    """The owner of what a call creates, and the only one who sees it; ``admin``: may also run the servers."""
 
     id: str
+    admin: bool = False
 
 
 class Authenticator(Protocol):
@@ -29,7 +30,7 @@ class Authenticator(Protocol):
 
 
 class DevelopmentAuthenticator:
-    """Every caller on this host is ``local``; nobody else is let in."""
+    """Every caller on this host is ``local``, an administrator; nobody else is let in."""
 
     async def authenticate(self, metadata: Mapping[str, str], peer: str) -> Principal:
         """Return the local principal if ``peer`` is on the loopback."""
@@ -39,7 +40,7 @@ class DevelopmentAuthenticator:
                 "NOT_LOOPBACK",
                 "development authentication serves callers on the same host only",
             )
-        return Principal("local")
+        return Principal("local", admin=True)
 
 
 # By the setting ``authentication``.

@@ -56,12 +56,20 @@ class Server:
     """A gRPC server with health, reflection and drain.
 
     Health knows the names of all services, and "" for the server as a whole. ``outages`` are as for CallInterceptor.
+    It listens where the settings put the API, or on ``host`` and ``port``.
     """
 
     def __init__(
-        self, settings: Settings, services: Sequence[Service], outages: tuple[type[Exception], ...] = ()
+        self,
+        settings: Settings,
+        services: Sequence[Service],
+        outages: tuple[type[Exception], ...] = (),
+        *,
+        host: str | None = None,
+        port: int | None = None,
     ) -> None:
         self._settings = settings
+        self._address = f"{host or settings.api_host}:{settings.api_port if port is None else port}"
         self._services = services
         self._health = HealthServicer()
         self._calls = CallInterceptor(AUTHENTICATORS[settings.authentication](), outages)
@@ -78,10 +86,9 @@ class Server:
 
     async def start(self) -> int:
         """Bind and serve; return the port. Raises RuntimeError if the address is taken."""
-        address = f"{self._settings.api_host}:{self._settings.api_port}"
-        port = self._server.add_insecure_port(address)
+        port = self._server.add_insecure_port(self._address)
         if port == 0:
-            raise RuntimeError(f"cannot listen on {address}")
+            raise RuntimeError(f"cannot listen on {self._address}")
         await self._server.start()
         for name in ("", *(service.name for service in self._services)):
             await self.set_health(name, True)

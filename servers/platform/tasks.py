@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -56,3 +58,50 @@ class Background(ABC):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of a stream, with what ended it if it was an error."""
+
+    error: Exception | None
+
+
+@asynccontextmanager
+async def unzipped(
+    rows: AsyncIterator[tuple[T, ...]], columns: int, *, bound: int = 2
+) -> AsyncIterator[tuple[AsyncIterator[T], ...]]:
+    """Read the columns of a stream of tuples as streams of their own, each at its own pace.
+
+    Args:
+        rows: The stream, read by a task that lives as long as the context. An error of it is raised in every column.
+            Closing it is the caller's business.
+        columns: Items of each tuple.
+        bound: How many tuples ahead of a column's reader ``rows`` is read, for the sake of other columns' readers.
+    """
+    queues: list[asyncio.Queue[T | _End]] = [asyncio.Queue(bound) for _ in range(columns)]
+
+    async def feed() -> None:
+        end = _End(None)
+        try:
+            async for row in rows:
+                for queue, item in zip(queues, row, strict=True):
+                    await queue.put(item)
+        except Exception as error:
+            end = _End(error)
+        for queue in queues:
+            await queue.put(end)
+
+    async def read(queue: asyncio.Queue[T | _End]) -> AsyncIterator[T]:
+        while not isinstance(item := await queue.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+
+    feeding = asyncio.create_task(feed())
+    try:
+        yield tuple(read(queue) for queue in queues)
+    finally:
+        feeding.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await feeding

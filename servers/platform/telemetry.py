@@ -37,6 +37,11 @@ SEGMENTS = Counter("contrafact_segments_total", "Segments inferred.", ["model", 
 SEGMENT_SECONDS = Histogram("contrafact_segment_seconds", "Wall time of a segment's inference.", ["model"])
 SEGMENT_RETRIES = Counter("contrafact_segment_retries_total", "Segments sent again.", ["model", "reason"])
 MODEL_RECOVERIES = Counter("contrafact_model_recoveries_total", "Dead models unloaded and loaded.", ["model"])
+VOICE_IMPORTS = Counter("contrafact_voice_imports_total", "Imports of voices that ended.", ["reason"])
+VOICE_POOL_VOICES = Gauge("contrafact_voice_pool_voices", "Voices in the pool.", ["state"])
+VOICE_POOL_BYTES = Gauge("contrafact_voice_pool_bytes", "Memory of the voices in the pool.")
+VOICE_POOL_EVENTS = Counter("contrafact_voice_pool_events_total", "What happened in the pool.", ["event"])
+VOICE_POOL_LOAD_SECONDS = Counter("contrafact_voice_pool_load_seconds_total", "Time spent on loading voices.")
 
 
 def configure(settings: Settings, server: str) -> None:

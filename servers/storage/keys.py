@@ -6,7 +6,12 @@ Objects (S3):
 ``uploads/{upload}/{start}``                            pieces of an unfinished upload, by first byte
 ``tracks/{sha256}/source.{ext}``                        a recording, read-only once written
 ``stems/{sha256}/{model}-{version}/{stem}.{ext}``       a finished stem
-``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem that is being made
+``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem, or of a "cover", that is being made
+``covers/{cover}/cover.{ext}``                          a finished cover
+``voices/{voice}/{sha256}.pth``                         a voice's weights
+``voices/{voice}/{sha256}.index``                       its retrieval index
+``voices/{voice}/sample``                               its sample
+``imports/…``                                           files to import voices from; only ever read
 =====================================================  ====================================================
 
 Redis holds no only copy of anything:
@@ -14,6 +19,8 @@ Redis holds no only copy of anything:
 =====================================================  ====================================================
 ``job:{job}:events``                                    stream of the job's events (protobuf ``JobEvent``)
 ``streaq:contrafact:*``                                 the queue; see ``orchestrator.jobs.queue``
+``voices:pool``                                         the voice pool's last report (JSON), for some seconds
+``voices:pool:counted``                                 process and counters of the pool that metrics include
 =====================================================  ====================================================
 """
 
@@ -47,16 +54,51 @@ def stem(sha256: str, model: str, stem_name: str, extension: str) -> str:
     return f"{stems_prefix(sha256)}{model}/{stem_name}.{extension}"
 
 
+def covers_prefix(cover: UUID) -> str:
+    """Prefix of a cover."""
+    return f"covers/{cover}/"
+
+
+def cover(cover_id: UUID, extension: str) -> str:
+    """A finished cover."""
+    return f"{covers_prefix(cover_id)}cover.{extension}"
+
+
 def live_prefix(job: UUID) -> str:
     """Prefix of all live pieces of a job."""
     return f"live/{job}/"
 
 
-def live_piece(job: UUID, attempt: int, stem_name: str, start: int) -> str:
-    """The piece of a growing stem that begins at byte ``start``."""
-    return f"{live_prefix(job)}{attempt}/{stem_name}/{start:015d}"
+def live_piece(job: UUID, attempt: int, result: str, start: int) -> str:
+    """The piece of a growing stem or cover that begins at byte ``start``."""
+    return f"{live_prefix(job)}{attempt}/{result}/{start:015d}"
 
 
 def job_events(job: UUID) -> str:
     """The Redis stream of a job's events."""
     return f"job:{job}:events"
+
+
+VOICES_PREFIX = "voices/"
+VOICE_POOL = "voices:pool"
+VOICE_POOL_COUNTED = "voices:pool:counted"
+
+
+def voice_prefix(voice: UUID) -> str:
+    """Prefix of all files of a voice."""
+    return f"{VOICES_PREFIX}{voice}/"
+
+
+def voice_weights(voice: UUID, sha256: str) -> str:
+    """The weights of a voice."""
+    return f"{voice_prefix(voice)}{sha256}.pth"
+
+
+def voice_index(voice: UUID, sha256: str) -> str:
+    """The retrieval index of a voice."""
+    return f"{voice_prefix(voice)}{sha256}.index"
+
+
+def voice_sample(voice: UUID) -> str:
+    """The sample of a voice, as it was imported."""
+    return f"{voice_prefix(voice)}sample"

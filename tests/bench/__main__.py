@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import memory, parity, speed
+from tests.bench import memory, parity, rvc, speed
 
-ALL = {"parity": parity.measure, "memory": memory.measure, "speed": speed.measure}
+ALL = {
+    "parity": parity.measure,
+    "memory": memory.measure,
+    "speed": speed.measure,
+    "rvc-parity": rvc.measure_parity,
+    "rvc-cost": rvc.measure_cost,
+}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(ALL)

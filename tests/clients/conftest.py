@@ -9,21 +9,30 @@ from collections.abc import AsyncIterator
 import grpc.aio
 import pytest_asyncio
 from contrafact import Client
+from contrafact.v1.conversion_pb2_grpc import add_ConversionServiceServicer_to_server
+from contrafact.v1.cover_pb2_grpc import add_CoverServiceServicer_to_server
 from contrafact.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from contrafact.v1.stem_pb2_grpc import add_StemServiceServicer_to_server
 from contrafact.v1.track_pb2_grpc import add_TrackServiceServicer_to_server
+from contrafact.v1.voice_pb2_grpc import add_VoiceServiceServicer_to_server
+from contrafact.v1.voice_pool_pb2_grpc import add_VoicePoolServiceServicer_to_server
 
 from tests.clients.faulty_peer import QUICK, Peer, Wire
+from tests.clients.faulty_voices import VoicePeer
 
 
 @pytest_asyncio.fixture
-async def peer() -> AsyncIterator[Peer]:
+async def peer() -> AsyncIterator[VoicePeer]:
     """A running peer."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    made = Peer()  # type: ignore[abstract]  # not every method is needed to misbehave
+    made = VoicePeer()  # type: ignore[abstract]  # not every method is needed to misbehave
     add_TrackServiceServicer_to_server(made, server)
     add_JobServiceServicer_to_server(made, server)
     add_StemServiceServicer_to_server(made, server)
+    add_VoiceServiceServicer_to_server(made, server)
+    add_VoicePoolServiceServicer_to_server(made, server)
+    add_CoverServiceServicer_to_server(made, server)
+    add_ConversionServiceServicer_to_server(made, server)
     made.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     yield made

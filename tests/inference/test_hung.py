@@ -7,7 +7,7 @@ import os
 import signal
 
 from servers.inference.keeper import ModelKeeper
-from servers.inference.triton import Triton
+from servers.inference.triton import Question, Triton
 from servers.local import Stack
 from servers.platform import telemetry
 from servers.platform.settings import Settings
@@ -45,9 +45,7 @@ async def test_a_busy_model_is_left_alone(triton: Triton, triton_settings: Setti
     async def load() -> None:
         async with triton.region(INPUT_BYTES, OUTPUT_BYTES) as region:
             await triton.infer(
-                "htdemucs",
-                window(0.5),
-                OUTPUT,
+                Question("htdemucs", "mix", window(0.5), "stems", OUTPUT),
                 region=region,
                 priority=1,
                 timeout=30,

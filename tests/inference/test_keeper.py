@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 
+from servers.inference.asking import ATTEMPTS, InferenceFailed
 from servers.inference.keeper import ModelKeeper, ModelUnavailable
-from servers.inference.separation import ATTEMPTS, SegmentFailed, Separated, Separator
+from servers.inference.separation import Separated, Separator
 from servers.inference.triton import Triton
 from servers.local import Stack
 from servers.platform.settings import Settings
@@ -96,7 +97,7 @@ async def test_a_segment_that_takes_too_long_is_tried_again_and_given_up(
 ) -> None:
     hasty = changed(triton_settings, segment_timeout_seconds=DELAY / 4)
     compute_log.begin()
-    with pytest.raises(SegmentFailed, match=f"{ATTEMPTS} attempts, last: DEADLINE_EXCEEDED"):
+    with pytest.raises(InferenceFailed, match=f"{ATTEMPTS} attempts, last: DEADLINE_EXCEEDED"):
         await separate(separator(triton, keeper, hasty), ramp(1))
     assert len(compute_log.computed()) > 1  # and was not merely waited for
 

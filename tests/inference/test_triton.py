@@ -11,7 +11,7 @@ import pytest
 from servers.inference.keeper import ModelKeeper
 from servers.inference.segments import Samples
 from servers.inference.separation import Separator
-from servers.inference.triton import Region, Triton, TritonError
+from servers.inference.triton import Question, Region, Triton, TritonError
 from servers.platform.settings import Settings
 from tests.inference.fake import (
     DELAY,
@@ -36,10 +36,9 @@ async def infer(triton: Triton, samples: Samples, priority: int = 2, model: str 
     async with triton.region(INPUT_BYTES, OUTPUT_BYTES) as region:
         if region is not None:
             region.array(0, samples.shape)[:] = samples
-        answer = await triton.infer(
-            model, samples, OUTPUT, region=region, priority=priority, timeout=20, request_id="test"
-        )
-        return answer.copy()
+        question = Question(model, "mix", samples, "stems", OUTPUT)
+        answer = await triton.infer(question, region=region, priority=priority, timeout=20, request_id="test")
+        return answer.samples.copy()
 
 
 async def test_regions_are_lent_again_and_removed_at_the_end(triton_settings: Settings) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -15,15 +18,24 @@ from hypothesis import strategies as st
 from servers.media.encode import AudioFormat, Encoder
 from servers.media.probe import probe
 from servers.media.resample import resampled_frames
+from servers.media.tags import MAX_CHARACTERS, riff_info
 from servers.media.wavheader import wav_header
 from tests.media.media_builders import tone
 
 RATES = [8_000, 22_050, 44_100, 48_000, 96_000, 192_000, 384_000]
 LOSSY = (AudioFormat.MP3, AudioFormat.OPUS)
+TAGS = {"title": "Größe: 歌 🎵", "artist": "Ünï = C/D; E\\", "comment": 'odd "length"'}
+EDGES = {"title": "x" * MAX_CHARACTERS, "comment": "𝄞" * MAX_CHARACTERS}
 
 
-def encode(format: AudioFormat, samples: np.ndarray, rate: int, cuts: tuple[int, ...] = ()) -> bytes:
-    encoder = Encoder(format, sample_rate=rate, channels=samples.shape[0], frames=samples.shape[1])
+def encode(
+    format: AudioFormat,
+    samples: np.ndarray,
+    rate: int,
+    cuts: tuple[int, ...] = (),
+    tags: Mapping[str, str] | None = None,
+) -> bytes:
+    encoder = Encoder(format, sample_rate=rate, channels=samples.shape[0], frames=samples.shape[1], tags=tags)
     parts = np.split(samples, sorted(min(cut, samples.shape[1]) for cut in cuts), axis=1)
     return b"".join(encoder.encode(part) for part in parts) + encoder.finish()
 
@@ -159,7 +171,7 @@ def test_misuse(format: AudioFormat) -> None:
             new().encode(np.full((2, 3), bad, dtype=np.float32))
     for arguments in ({"channels": 0}, {"channels": 9}, {"frames": 0}, {"sample_rate": 0}):
         with pytest.raises(ValueError):
-            Encoder(format, **{"sample_rate": 44_100, "channels": 2, "frames": 1} | arguments)
+            Encoder(format, **({"sample_rate": 44_100, "channels": 2, "frames": 1} | arguments))  # type: ignore[arg-type]
 
 
 def test_flac_refuses_rates_it_cannot_hold() -> None:
@@ -189,6 +201,92 @@ def test_rf64_header_is_read_by_libsndfile(tmp_path: Path) -> None:
         file.truncate(len(header) + frames * 8)  # sparse: takes no space
     info = soundfile.info(str(tmp_path / "x.wav"))
     assert (info.format, info.subtype, info.frames, info.channels) == ("RF64", "FLOAT", frames, 2)
+
+
+def head(format: AudioFormat, data: bytes) -> bytes:
+    """What comes before the first sound."""
+    if format is AudioFormat.FLAC:
+        end = 4
+        while True:
+            last, end = data[end] & 0x80, end + 4 + int.from_bytes(data[end + 1 : end + 4], "big")
+            if last:
+                return data[:end]
+    if format is AudioFormat.WAV:
+        return data[: data.index(b"data") + 8]
+    if format is AudioFormat.MP3:
+        return data[: data.index(b"Info") - 36 + 960]
+    return data[: data.index(b"OggS", data.index(b"OpusTags"))]
+
+
+def tags_of(data: bytes) -> dict[str, str]:
+    """The tags as libav reads them."""
+    with av.open(io.BytesIO(data)) as container:
+        found = {**container.metadata, **container.streams.audio[0].metadata}
+    return {key.lower(): value for key, value in found.items() if key.lower() != "encoder"}
+
+
+@pytest.mark.parametrize(
+    ("format", "digest"),
+    [
+        (AudioFormat.FLAC, "c06afacd5078668e8cfc653a4bad677a12cb6538cedfe9d7e8d06f2a45f5d503"),
+        (AudioFormat.WAV, "ffff7299964eb373239c4927887c78d0122ff13e5830b2564e7ce377cca395b4"),
+        (AudioFormat.MP3, "e37764192589ae9244e4673c2acd08a8ac369832fc6918fb2e6a12bc8567305c"),
+        (AudioFormat.OPUS, "93067d4c869280d0b858d9169d0a04d89a40123c76db778c03840aab1b8f2728"),
+    ],
+)
+@pytest.mark.parametrize("tags", [None, {}, {"title": "", "comment": "\n\x00"}])
+def test_without_tags_nothing_is_said(format: AudioFormat, digest: str, tags: Mapping[str, str] | None) -> None:
+    """Equal input gives the bytes that it gave before there were tags."""
+    samples = (np.arange(20_000) % 100 / 256).astype(np.float32).reshape(2, -1)  # the same on every machine
+    data = encode(format, samples, 48_000, tags=tags)
+    assert hashlib.sha256(head(format, data)).hexdigest() == digest
+    assert tags_of(data) == {}
+
+
+@pytest.mark.parametrize("format", AudioFormat)
+@pytest.mark.parametrize("tags", [TAGS, EDGES, {"artist": "C"}, {"comment": "a longer one"}])
+def test_tags_are_in_the_first_bytes(tmp_path: Path, format: AudioFormat, tags: dict[str, str]) -> None:
+    samples = tone(10_000, 2, 48_000)
+    tagged, plain = encode(format, samples, 48_000, (10, 1_000), tags), encode(format, samples, 48_000)
+    assert tags_of(tagged) == tags
+    # The rest of the file is the same, byte by byte, and sounds the same.
+    assert tagged[len(head(format, tagged)) :] == plain[len(head(format, plain)) :]
+    for data, (back, rate) in ((tagged, read(tagged)), (plain, read(plain))):
+        assert (back.shape, rate) == ((2, 10_000), 48_000)
+        np.testing.assert_array_equal(back, read(plain)[0])
+        (tmp_path / "x").write_bytes(data)
+        assert probe(tmp_path / "x", max_seconds=1).frames == 10_000
+
+
+@pytest.mark.parametrize("format", AudioFormat)
+def test_libsndfile_reads_the_tags(format: AudioFormat) -> None:
+    file = soundfile.SoundFile(io.BytesIO(encode(format, tone(5_000, 1, 48_000), 48_000, tags=TAGS)))
+    assert (file.title, file.artist) == (TAGS["title"], TAGS["artist"])
+    if format in (AudioFormat.WAV, AudioFormat.MP3):  # in the others it looks for COMMENT, not for DESCRIPTION
+        assert file.comment == TAGS["comment"]
+
+
+@pytest.mark.parametrize("format", AudioFormat)
+def test_tags_are_cleaned(format: AudioFormat) -> None:
+    control = "".join(map(chr, [*range(32), *range(127, 160)]))
+    dirty = {"title": f"a{control}b\ud800c", "artist": control, "comment": "\0" * 5 + "é" * (MAX_CHARACTERS + 1)}
+    data = encode(format, tone(5_000, 1, 48_000), 48_000, tags=dirty)
+    assert tags_of(data) == {"title": "abc", "comment": "é" * MAX_CHARACTERS}
+
+
+def test_unknown_tags_are_refused() -> None:
+    with pytest.raises(ValueError, match="album"):
+        encode(AudioFormat.FLAC, tone(1, 1), 44_100, tags={"title": "a", "album": "b"})
+
+
+def test_tags_move_the_limit_of_riff() -> None:
+    tag = riff_info({"title": "T"})
+    largest = (2**32 - 2 - 4 - 26 - 12 - len(tag) - 8) // 8
+    for frames, riff in ((largest, b"RIFF"), (largest + 1, b"RF64")):
+        header = wav_header(sample_rate=44_100, channels=2, frames=frames, tags={"title": "T"})
+        assert (header[:4], header.count(tag), len(header) % 2) == (riff, 1, 0)
+        size = struct.unpack("<I", header[4:8] if riff == b"RIFF" else header[20:24])[0]
+        assert size == (len(header) - 8 + frames * 8) % 2**32
 
 
 def test_media_types() -> None:

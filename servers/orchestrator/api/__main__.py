@@ -6,19 +6,45 @@ import asyncio
 import contextlib
 import functools
 from contextlib import AsyncExitStack
+from types import ModuleType
 
-from contrafact.v1 import job_pb2, job_pb2_grpc, stem_pb2, stem_pb2_grpc, track_pb2, track_pb2_grpc
+from contrafact.v1 import (
+    conversion_pb2,
+    conversion_pb2_grpc,
+    cover_pb2,
+    cover_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    stem_pb2,
+    stem_pb2_grpc,
+    track_pb2,
+    track_pb2_grpc,
+    voice_pb2,
+    voice_pb2_grpc,
+    voice_pool_pb2,
+    voice_pool_pb2_grpc,
+)
 
-from servers.inference.keeper import PROBE_TIMEOUT
+from servers.inference.conversion import Converter
+from servers.inference.keeper import PROBE_TIMEOUT, ModelKeeper
 from servers.inference.triton import Triton, TritonError
+from servers.inference.voices import VoiceModel
+from servers.orchestrator.api.conversion import ConversionService
+from servers.orchestrator.api.covers import CoverService
+from servers.orchestrator.api.creation import JobCreator
 from servers.orchestrator.api.jobs import JobService
 from servers.orchestrator.api.stems import StemService
 from servers.orchestrator.api.tracks import TrackService
 from servers.orchestrator.api.uploads import Uploads
+from servers.orchestrator.api.voice_pool import VoicePoolService
+from servers.orchestrator.api.voices import VoiceService
 from servers.orchestrator.jobs.events import EventHub, JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.voices.importing import Importer
+from servers.orchestrator.voices.pool import PoolReports
+from servers.orchestrator.voices.store import VoiceStore
 from servers.platform import telemetry
 from servers.platform.scratch import scratch
 from servers.platform.server import Server, Service, until_signalled
@@ -27,7 +53,6 @@ from servers.storage.database import connect
 from servers.storage.objects import ObjectStore
 from servers.storage.outages import OUTAGES
 
-STEM_SERVICE = stem_pb2.DESCRIPTOR.services_by_name["StemService"].full_name
 MODEL_CHECK_SECONDS = 2.0
 
 
@@ -49,26 +74,31 @@ async def serve(config: Settings) -> None:
 
         store, events = JobStore(pool), JobEvents(redis)
         tracks = TrackService(pool, objects, store, Uploads(pool, objects, config))
-        stems = StemService(pool, objects, store, queue, hub, config)
         jobs = JobService(store, events, hub)
-        server = Server(
-            config,
-            [
-                Service(
-                    track_pb2.DESCRIPTOR.services_by_name["TrackService"].full_name,
-                    functools.partial(track_pb2_grpc.add_TrackServiceServicer_to_server, tracks),
-                ),
-                Service(STEM_SERVICE, functools.partial(stem_pb2_grpc.add_StemServiceServicer_to_server, stems)),
-                Service(
-                    job_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
-                    functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, jobs),
-                ),
-            ],
-            OUTAGES,
-        )
+        # Workers keep the model alive.
+        voice_keeper = ModelKeeper(triton, config.voice_model, config)
+        voice_model = VoiceModel(triton, voice_keeper, config)
+        voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
+        importer = Importer(pool, objects, voice_store, config)
+        voices = VoiceService(objects, voice_store, store, importer, voice_model, reports)
+        voice_pool = VoicePoolService(voice_store, voice_model, reports)
+        creator = JobCreator(store, queue)
+        stems = StemService(pool, objects, store, creator, hub, config)
+        covers = CoverService(pool, objects, store, creator, hub, voice_store, config)
+        conversion = ConversionService(voice_store, voice_model, Converter(triton, voice_keeper, config), config)
+        services = [
+            _service("TrackService", track_pb2, track_pb2_grpc, tracks),
+            _service("StemService", stem_pb2, stem_pb2_grpc, stems),
+            _service("JobService", job_pb2, job_pb2_grpc, jobs),
+            _service("VoiceService", voice_pb2, voice_pb2_grpc, voices),
+            _service("VoicePoolService", voice_pool_pb2, voice_pool_pb2_grpc, voice_pool),
+            _service("CoverService", cover_pb2, cover_pb2_grpc, covers),
+            _service("ConversionService", conversion_pb2, conversion_pb2_grpc, conversion),
+        ]
+        server = Server(config, services, OUTAGES)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        watching = asyncio.create_task(_watch_model(server, triton, config.model))
+        watching = asyncio.create_task(_watch_models(server, triton, config))
         telemetry.log().info("ready", port=port)
         try:
             await until_signalled()
@@ -78,17 +108,38 @@ async def serve(config: Settings) -> None:
                 await watching
 
 
-async def _watch_model(server: Server, triton: Triton, model: str) -> None:
-    """StemService can do its work while the model answers; jobs are accepted before."""
+def _service(name: str, messages: ModuleType, stubs: ModuleType, servicer: object) -> Service:
+    register = getattr(stubs, f"add_{name}Servicer_to_server")
+    return Service(_full_name(name, messages), functools.partial(register, servicer))
+
+
+def _full_name(name: str, messages: ModuleType) -> str:
+    return str(messages.DESCRIPTOR.services_by_name[name].full_name)
+
+
+async def _watch_models(server: Server, triton: Triton, config: Settings) -> None:
+    """Services can do their work while their models answer; jobs are accepted before."""
+    needs = {
+        _full_name("StemService", stem_pb2): (config.model,),
+        _full_name("CoverService", cover_pb2): (config.model, config.voice_model),
+        _full_name("ConversionService", conversion_pb2): (config.voice_model,),
+    }
     while True:
-        alive = await triton.is_ready(model)
-        if alive:
-            try:
-                await triton.probe(model, PROBE_TIMEOUT)
-            except TritonError as error:
-                alive = error.status in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # busy
-        await server.set_health(STEM_SERVICE, alive)
+        answers = await asyncio.gather(*(_answers(triton, model) for model in (config.model, config.voice_model)))
+        alive = dict(zip((config.model, config.voice_model), answers, strict=True))
+        for service, models in needs.items():
+            await server.set_health(service, all(alive[model] for model in models))
         await asyncio.sleep(MODEL_CHECK_SECONDS)
+
+
+async def _answers(triton: Triton, model: str) -> bool:
+    if not await triton.is_ready(model):
+        return False
+    try:
+        await triton.probe(model, PROBE_TIMEOUT)
+    except TritonError as error:
+        return error.status in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # busy
+    return True
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ async def find_job(store: JobStore, name: str) -> Row:
 
 async def describe(store: JobStore, row: Row) -> job_pb2.Job:
     """A job with its artifacts and its place in the queue."""
-    return messages.job(row, await store.stems([row["id"]]), await store.queue_position(row))
+    return messages.job(row, await store.results([row["id"]]), await store.queue_position(row))
 
 
 class JobService(job_pb2_grpc.JobServiceServicer):
@@ -57,11 +57,11 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         if len(rows) > limit:
             rows = rows[:limit]
             token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
-        stems = await self._store.stems([row["id"] for row in rows])
+        results = await self._store.results([row["id"] for row in rows])
         jobs = [
             messages.job(
                 row,
-                [stem for stem in stems if stem["job_id"] == row["id"]],
+                [result for result in results if result["job_id"] == row["id"]],
                 await self._store.queue_position(row),
             )
             for row in rows

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-import grpc
 from contrafact.v1 import audio_pb2, job_pb2, stem_pb2, stem_pb2_grpc
 from google.protobuf import json_format
 
 from servers.inference.models import SEPARATION_MODELS
-from servers.orchestrator.api.jobs import SILENCE_SECONDS, describe, find_job
+from servers.orchestrator.api.creation import JobCreator
+from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
+from servers.orchestrator.api.live import ended_without, read_growing
 from servers.orchestrator.api.resources import (
-    chunk,
     find_track,
     page_limit,
     read_chunks,
@@ -21,17 +21,13 @@ from servers.orchestrator.api.resources import (
 )
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.events import BEGINNING, EventHub
-from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
-from servers.orchestrator.jobs.store import FINAL_STATES, JobStore, NewJob
+from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
-from servers.platform import telemetry
-from servers.platform.errors import ApiError, invalid, not_found
-from servers.platform.identity import principal
+from servers.platform.errors import invalid, not_found
 from servers.platform.interceptors import Context
 from servers.platform.settings import Settings
-from servers.storage import keys
 from servers.storage.database import Pool, Row
-from servers.storage.objects import ObjectMissing, ObjectStore
+from servers.storage.objects import ObjectStore
 
 
 async def find_stem(pool: Pool, name: str) -> tuple[str, Row]:
@@ -59,14 +55,14 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         pool: Pool,
         objects: ObjectStore,
         store: JobStore,
-        queue: JobQueue,
+        creator: JobCreator,
         hub: EventHub,
         settings: Settings,
     ) -> None:
         self._pool = pool
         self._objects = objects
         self._store = store
-        self._queue = queue
+        self._creator = creator
         self._hub = hub
         self._settings = settings
 
@@ -81,32 +77,12 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
             spec.stems.extend(messages.STEMS[stem] for stem in DEFAULT_STEMS)
         if spec.model not in SEPARATION_MODELS:
             raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
-        priority = job_pb2.Priority.Name(request.priority or job_pb2.PRIORITY_INTERACTIVE).removeprefix("PRIORITY_")
-        wanted = ("SEPARATE", priority, json_format.MessageToDict(spec, preserving_proto_field_name=True))
-        request_id = UUID(request.request_id)
-        row = await self._store.find(principal().id, request_id)
-        if row is None:
-            track = await find_track(self._pool, spec.track)
-            row, is_new = await self._store.create(
-                NewJob(principal().id, request_id, *wanted, track["id"], telemetry.outgoing_headers())
-            )
-            if is_new:
-                await self._dispatch(row)
-        if (row["kind"], row["priority"], row["spec"]) != wanted:
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id made a job with another specification",
-                fields=[("request_id", "already used")],
-            )
-        return stem_pb2.CreateSeparationResponse(job=await describe(self._store, row))
 
-    async def _dispatch(self, job: Row) -> None:
-        try:
-            await self._queue.enqueue(job["id"], job["priority"], job["attempt"])
-        except QueueUnavailable as error:
-            # The job is accepted all the same: the reconciler dispatches it when Redis is back.
-            telemetry.log().warning("job not dispatched yet", job_id=str(job["id"]), error=str(error))
+        async def resources() -> tuple[UUID, None]:
+            return (await find_track(self._pool, spec.track))["id"], None
+
+        job = await self._creator.create("SEPARATE", spec, request.request_id, request.priority, resources)
+        return stem_pb2.CreateSeparationResponse(job=job)
 
     async def GetStem(self, request: stem_pb2.GetStemRequest, context: Context) -> stem_pb2.GetStemResponse:
         track_name, row = await find_stem(self._pool, request.name)
@@ -168,7 +144,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
                 if not open_stems:
                     return
                 if job["state"] in FINAL_STATES:
-                    raise _ended_early(job)
+                    raise ended_without(job, "these stems")
                 if not said_anything:
                     await listener.wait(SILENCE_SECONDS)
 
@@ -185,33 +161,8 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
     async def _growing(
         self, job: Row, stem: messages.Stem, positions: dict[messages.Stem, int]
     ) -> AsyncIterator[stem_pb2.StreamStemsResponse]:
-        """What there is of a stem that is being made, a few pieces at a time so that stems take turns."""
+        """Some of what there is of a stem that is being made."""
         name = messages.STEM_NAMES[stem]
-        pieces = await self._pool.fetch(
-            """SELECT * FROM live_pieces WHERE job_id = $1 AND attempt = $2 AND stem = $3 AND start + size_bytes > $4
-               ORDER BY start LIMIT 4""",
-            job["id"],
-            job["attempt"],
-            name,
-            positions[stem],
-        )
-        for piece in pieces:
-            key = keys.live_piece(job["id"], job["attempt"], name, piece["start"])
-            try:
-                async for data in self._objects.read(key, positions[stem] - piece["start"]):
-                    part = chunk(positions[stem], data)
-                    positions[stem] += len(data)
-                    ready = piece["frames_ready"] if positions[stem] == piece["start"] + piece["size_bytes"] else 0
-                    yield stem_pb2.StreamStemsResponse(stem=stem, chunk=part, frames_ready=ready)
-            except ObjectMissing:
-                return  # the stem was finished or the attempt given up meanwhile: the next round tells
-
-
-def _ended_early(job: Row) -> ApiError:
-    reason = (job["error"] or {}).get("reason", job["state"])
-    return ApiError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        f"JOB_{job['state']}",
-        f"the job ended without these stems: {reason}",
-        metadata={"job_reason": reason},
-    )
+        async for part, ready in read_growing(self._pool, self._objects, job, name, positions[stem]):
+            positions[stem] += len(part.data)
+            yield stem_pb2.StreamStemsResponse(stem=stem, chunk=part, frames_ready=ready)

@@ -19,8 +19,10 @@ from servers.orchestrator.api.resources import (
 )
 from servers.orchestrator.api.stems import find_stem
 from servers.orchestrator.api.uploads import Uploads, url_key
+from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
@@ -162,7 +164,9 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
     async def CreateDownloadUrl(
         self, request: track_pb2.CreateDownloadUrlRequest, context: Context
     ) -> track_pb2.CreateDownloadUrlResponse:
-        if "/stems/" in request.name:
+        if request.name.startswith("voices/"):
+            key, _, file_name = sample_of(await find_voice(VoiceStore(self._pool), request.name))
+        elif "/stems/" in request.name:
             _, stem = await find_stem(self._pool, request.name)
             key, file_name = stem["object_key"], request.name.split("/")[-1]
         else:

@@ -28,6 +28,11 @@ FORMATS: dict[AudioFormat, audio_pb2.AudioFormat.ValueType] = {
 }
 
 
+def audio_format(value: audio_pb2.AudioFormat.ValueType) -> AudioFormat:
+    """The format of a message; it must be given."""
+    return next(known for known, message in FORMATS.items() if message == value)
+
+
 def timestamp(moment: dt.datetime | None) -> Timestamp | None:
     """A moment as a message."""
     if moment is None:
@@ -53,13 +58,16 @@ def stem_id(row: Row) -> str:
 
 
 def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
-    """A row of ``stems`` as an artifact of ``track`` ("tracks/{id}")."""
-    audio_format = AudioFormat(row["format"])
+    """A row of ``stems`` as an artifact of ``track`` ("tracks/{id}"), or a row of ``covers``."""
+    is_stem = "stem" in row.keys()  # noqa: SIM118 - a row is a sequence of values
+    encoded = AudioFormat(row["format"])
     return artifact_pb2.Artifact(
-        name=f"{track}/stems/{stem_id(row)}",
-        stem=STEMS[row["stem"]],
-        format=FORMATS[audio_format],
-        media_type=audio_format.media_type,
+        name=f"{track}/stems/{stem_id(row)}" if is_stem else f"covers/{row['id']}",
+        stem=STEMS[row["stem"]] if is_stem else audio_pb2.STEM_KIND_UNSPECIFIED,
+        loudness_lufs=None if is_stem else row["loudness"],
+        true_peak_db=None if is_stem else row["true_peak"],
+        format=FORMATS[encoded],
+        media_type=encoded.media_type,
         size_bytes=row["size_bytes"],
         sha256=row["content_sha256"],
         sample_rate=row["sample_rate"],
@@ -71,8 +79,8 @@ def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
     )
 
 
-def job(row: Row, stems: Sequence[Row], queue_position: int = 0) -> job_pb2.Job:
-    """A row of ``jobs`` with its stems as a job."""
+def job(row: Row, results: Sequence[Row], queue_position: int = 0) -> job_pb2.Job:
+    """A row of ``jobs`` with its results as a job."""
     message = job_pb2.Job(
         name=f"jobs/{row['id']}",
         kind=job_pb2.JobKind.Value(f"JOB_KIND_{row['kind']}"),
@@ -88,9 +96,9 @@ def job(row: Row, stems: Sequence[Row], queue_position: int = 0) -> job_pb2.Job:
         start_time=timestamp(row["started_at"]),
         end_time=timestamp(row["ended_at"]),
     )
-    if row["kind"] == "SEPARATE":
-        json_format.ParseDict(row["spec"], message.separation)
-        message.artifacts.extend(artifact(stem, message.separation.track) for stem in stems)
+    spec = message.separation if row["kind"] == "SEPARATE" else message.cover
+    json_format.ParseDict(row["spec"], spec)
+    message.artifacts.extend(artifact(result, spec.track) for result in results)
     if row["error"]:
         json_format.ParseDict(row["error"], message.error)
     for timing in row["timings"]:

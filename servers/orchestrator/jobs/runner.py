@@ -240,5 +240,5 @@ class Runner:
         await self._tell(run, row)
 
     async def _tell(self, run: JobRun, row: Row) -> None:
-        stems = await self._store.stems([run.id])
-        await self._events.publish(run.id, job_pb2.JobEvent(job=messages.job(row, stems)))
+        results = await self._store.results([run.id])
+        await self._events.publish(run.id, job_pb2.JobEvent(job=messages.job(row, results)))

@@ -32,19 +32,30 @@ class NewJob:
     spec: dict[str, Any]
     track_id: UUID
     headers: dict[str, str]
+    voice_id: UUID | None = None
+
+
+def _telling(change: str) -> str:
+    """A statement that makes this ``change`` and, if it ends the job, notes whom to tell: URLs are its ``$1``."""
+    return f"""WITH changed AS ({change} RETURNING *),
+                    told AS (INSERT INTO webhook_deliveries (id, job_id, url)
+                             SELECT gen_random_uuid(), changed.id, url FROM changed, unnest($1::text[]) AS url
+                             WHERE ended_at = now() ON CONFLICT DO NOTHING)
+               SELECT * FROM changed"""
 
 
 class JobStore:
-    """The table of jobs."""
+    """The table of jobs; ``webhook_urls`` are told of those that end."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, webhook_urls: Sequence[str] = ()) -> None:
         self._pool = pool
+        self._webhook_urls = list(webhook_urls)
 
     async def create(self, job: NewJob) -> tuple[Row, bool]:
         """Insert a job, or find the one that the same request made; say whether it is new."""
         row = await self._pool.fetchrow(
-            """INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            """INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                ON CONFLICT (owner, request_id) DO NOTHING RETURNING *""",
             uuid4(),
             job.owner,
@@ -54,6 +65,7 @@ class JobStore:
             job.track_id,
             job.spec,
             job.headers,
+            job.voice_id,
         )
         if row is not None:
             return row, True
@@ -103,6 +115,17 @@ class JobStore:
                WHERE job_id = ANY($1) ORDER BY created_at, stem""",
             list(job_ids),
         )
+
+    async def covers(self, job_ids: Sequence[UUID]) -> list[Row]:
+        """The stored covers of jobs, with ``job_id``."""
+        return await self._pool.fetch(
+            "SELECT job_id, covers.* FROM job_covers JOIN covers ON id = cover_id WHERE job_id = ANY($1)",
+            list(job_ids),
+        )
+
+    async def results(self, job_ids: Sequence[UUID]) -> list[Row]:
+        """All that jobs have stored: stems, then covers."""
+        return [*await self.stems(job_ids), *await self.covers(job_ids)]
 
     async def queue_position(self, row: Row) -> int:
         """How many waiting jobs a worker would start before this one ('INTERACTIVE' > 'BACKGROUND')."""
@@ -172,11 +195,15 @@ class JobStore:
     ) -> Row:
         """Put a running job into a final state; one that was to be cancelled does not fail any more."""
         row = await self._pool.fetchrow(
-            """UPDATE jobs SET state = CASE WHEN $3 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $3 END,
-                               error = CASE WHEN cancel_requested THEN NULL ELSE $4::jsonb END,
-                               warnings = $5, timings = $6, ended_at = now(), stage = 'UNSPECIFIED', eta_seconds = NULL,
-                               fraction = CASE WHEN $3 = 'SUCCEEDED' THEN 1 ELSE fraction END
-               WHERE id = $1 AND attempt = $2 AND state = 'RUNNING' RETURNING *""",
+            _telling(
+                """UPDATE jobs SET state = CASE WHEN $4 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $4 END,
+                                   error = CASE WHEN cancel_requested THEN NULL ELSE $5::jsonb END,
+                                   warnings = $6, timings = $7, ended_at = now(),
+                                   stage = 'UNSPECIFIED', eta_seconds = NULL,
+                                   fraction = CASE WHEN $4 = 'SUCCEEDED' THEN 1 ELSE fraction END
+                   WHERE id = $2 AND attempt = $3 AND state = 'RUNNING'"""
+            ),
+            self._webhook_urls,
             job_id,
             attempt,
             state,
@@ -203,11 +230,14 @@ class JobStore:
     async def cancel(self, job_id: UUID, owner: str) -> Row | None:
         """Cancel a waiting job, or ask the worker of a running one to; None if there is none."""
         return await self._pool.fetchrow(
-            """UPDATE jobs SET
-                   cancel_requested = cancel_requested OR state IN ('QUEUED', 'RUNNING'),
-                   ended_at = CASE WHEN state = 'QUEUED' THEN now() ELSE ended_at END,
-                   state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE state END
-               WHERE id = $1 AND owner = $2 RETURNING *""",
+            _telling(
+                """UPDATE jobs SET
+                       cancel_requested = cancel_requested OR state IN ('QUEUED', 'RUNNING'),
+                       ended_at = CASE WHEN state = 'QUEUED' THEN now() ELSE ended_at END,
+                       state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE state END
+                   WHERE id = $2 AND owner = $3"""
+            ),
+            self._webhook_urls,
             job_id,
             owner,
         )

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 
 import numpy as np
-from contrafact.v1 import job_pb2
+from contrafact.v1 import audio_pb2, job_pb2
 from numpy.typing import NDArray
 
 from servers.media.encode import AudioFormat, Encoder
@@ -20,26 +20,20 @@ from servers.storage.objects import ObjectStore
 CODEC_DELAY_FRAMES = 16_384
 
 
-class GrowingStem:
-    """Encodes one stem and stores its bytes as small objects, each announced as soon as it is stored.
+class GrowingFile:
+    """Encodes one result and stores its bytes as small objects, each announced as soon as it is stored.
 
-    Put one after the other, the objects are the finished file, byte for byte.
+    Put one after the other, the objects are the finished file, byte for byte. ``name`` is that of a stem, or "cover".
     """
 
     def __init__(
-        self,
-        run: JobRun,
-        pool: Pool,
-        objects: ObjectStore,
-        stem: str,
-        audio_format: AudioFormat,
-        encoder: Encoder,
+        self, run: JobRun, pool: Pool, objects: ObjectStore, name: str, audio_format: AudioFormat, encoder: Encoder
     ) -> None:
-        self.stem = stem
+        self.name = name
         self.format = audio_format
         self.encoder = encoder
         self.size = 0
-        self.pieces: list[str] = []
+        self._pieces: list[str] = []
         self._digest = hashlib.sha256()
         self._frames = 0
         self._run = run
@@ -62,30 +56,34 @@ class GrowingStem:
         data = await asyncio.to_thread(self.encoder.finish)
         await self._store(data, self._frames)
 
+    async def put(self, place: str) -> None:
+        """Put the finished file into its place."""
+        await self._objects.put_concatenated(place, self._pieces, self.size, self.format.media_type)
+
     async def _store(self, data: bytes, frames_ready: int) -> None:
         if not data:
             return
-        key = keys.live_piece(self._run.id, self._run.attempt, self.stem, self.size)
+        key = keys.live_piece(self._run.id, self._run.attempt, self.name, self.size)
         # The row first: an object without one would never be found again, a row without object is waited for.
         await self._pool.execute(
             """INSERT INTO live_pieces (job_id, attempt, stem, start, size_bytes, frames_ready)
                VALUES ($1, $2, $3, $4, $5, $6)""",
             self._run.id,
             self._run.attempt,
-            self.stem,
+            self.name,
             self.size,
             len(data),
             frames_ready,
         )
         await self._objects.put(key, data)
         piece = job_pb2.LivePiece(
-            stem=STEMS[self.stem],
+            stem=STEMS.get(self.name, audio_pb2.STEM_KIND_UNSPECIFIED),
             offset=self.size,
             size_bytes=len(data),
             frames_ready=frames_ready,
             attempt=self._run.attempt,
         )
         await self._run.events.publish(self._run.id, job_pb2.JobEvent(piece=piece))
-        self.pieces.append(key)
+        self._pieces.append(key)
         self.size += len(data)
         self._digest.update(data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +17,12 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from model_repository.rvc.audio import highpass
 from model_repository.rvc.chunks import Chunk, Cutter, Geometry, Params
 from model_repository.rvc.content import ContentEncoder
 from model_repository.rvc.engine import Engine
+from model_repository.rvc.live import LiveChunk
 from model_repository.rvc.pitch import SwiftF0
-from model_repository.rvc.pool import Pool
 from tests.model_repository.rvc.conftest import FIXTURES, relative, tiny_file, tiny_voice, tone
 
 if TYPE_CHECKING:
@@ -28,21 +32,48 @@ pytestmark = pytest.mark.timeout(120)
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 SMALL = Geometry(core=40, before=36, after=42, fade=5)
+NOTHING = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """A library of voices: the parameters by which each is asked for; under ``""`` its folder."""
+    folder = tmp_path_factory.mktemp("voices")
+    found = {"": {"folder": str(folder)}, "nobody": {"weights": NOTHING}, "../alice": {"weights": NOTHING}}
+
+    def add(name: str, data: Path, index: Path | None = None) -> None:
+        (folder / name).mkdir()
+        found[name] = {}
+        for kind, file, suffix in (("weights", data, "pth"), ("index", index, "index")):
+            if file is not None:
+                found[name][kind] = hashlib.sha256(file.read_bytes()).hexdigest()
+                shutil.copy(file, folder / name / f"{found[name][kind]}.{suffix}")
+
+    made = tmp_path_factory.mktemp("made") / "made.pth"
+    for name, file in (("alice", tiny_file()), ("bob", tiny_file("v2", rate=48_000)), ("carol", tiny_file(f0=False))):
+        torch.save(file, made)
+        add(name, made, FIXTURES / "index_v1_256.index" if name == "alice" else None)
+    made.write_bytes(b"MZ" + bytes(100))
+    add("mallory", made)
+    made.unlink()
+    return found
 
 
 @pytest.fixture(scope="module")
 def server(
-    start_triton: Start, tmp_path_factory: pytest.TempPathFactory, checkpoint_file: Callable[[str], Path]
+    start_triton: Start,
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint_file: Callable[[str], Path],
+    voices: dict[str, dict[str, str]],
 ) -> Iterator[Server]:
-    voices = tmp_path_factory.mktemp("voices")
-    torch.save(tiny_file(), voices / "alice.pth")
-    shutil.copy(FIXTURES / "index_v1_256.index", voices / "alice.index")
-    torch.save(tiny_file("v2", rate=48_000), voices / "bob.pth")
-    torch.save(tiny_file("v1", f0=False), voices / "carol.pth")
-    (voices / "mallory.pth").write_bytes(b"MZ" + bytes(100))
+    weights = tmp_path_factory.mktemp("weights")
+    (weights / "standin-content.pt").symlink_to(checkpoint_file("hubert"))  # found without being named
     environment = {
-        "CONTRAFACT_RVC_VOICES": str(voices),
-        "CONTRAFACT_RVC_CONTENT": str(checkpoint_file("hubert")),
+        "CONTRAFACT_RVC_VOICES": voices[""]["folder"],
+        "CONTRAFACT_WEIGHTS_DIR": str(weights),
+        "CONTRAFACT_S3_ENDPOINT": "",
+        "CONTRAFACT_RVC_CONTENT": "",
+        "CONTRAFACT_RVC_RMVPE": "",
         **{f"CONTRAFACT_RVC_{name.upper()}": str(getattr(SMALL, name)) for name in ("core", "before", "after", "fade")},
     }
     with start_triton(tmp_path_factory.mktemp("triton"), REPOSITORY, environment) as running:
@@ -50,16 +81,32 @@ def server(
         yield running
 
 
-def ask(server: Server, audio: NDArray[Any], phase: float | None = None, **parameters: Any) -> Any:
-    given = [triton.InferInput("audio", (1, len(audio)), "FP32")]
-    given[0].set_data_from_numpy(audio[None])
-    if phase is not None:
-        given.append(triton.InferInput("phase", (1, 1), "FP64"))
-        given[1].set_data_from_numpy(np.array([[phase]]))
-    return server.client.infer("rvc", given, parameters=parameters)
+Ask = Callable[..., Any]
 
 
-def test_answers_are_the_librarys(server: Server, content: ContentEncoder) -> None:
+@pytest.fixture(scope="module")
+def ask(server: Server, voices: dict[str, dict[str, str]]) -> Ask:
+    """Call it with audio, perhaps phase and f0, and parameters; it asks again while the voice is loading."""
+
+    def infer(audio: NDArray[Any], phase: float | None = None, f0: NDArray[Any] | None = None, **given: Any) -> Any:
+        tensors = []
+        for name, value in (("audio", audio), ("phase", None if phase is None else np.array([phase])), ("f0", f0)):
+            if value is not None:
+                tensors.append(triton.InferInput(name, (1, len(value)), "FP64" if name == "phase" else "FP32"))
+                tensors[-1].set_data_from_numpy(value[None])
+        parameters = {**voices.get(given.get("voice", "?"), {}), **given}
+        while True:
+            try:
+                return server.client.infer("rvc", tensors, parameters=parameters)
+            except InferenceServerException as error:
+                if "UNAVAILABLE" not in str(error.status()) or not error.message().startswith("VOICE_LOADING: "):
+                    raise
+                time.sleep(0.05)
+
+    return infer
+
+
+def test_answers_are_the_librarys(ask: Ask, content: ContentEncoder) -> None:
     engine = Engine(content, {"swift-f0": SwiftF0()}, SMALL)
     params = Params(key=2, index_rate=0.5, speaker=1, seed=9)
     chunks = Cutter(16_000, SMALL, params).push(tone(1.4, vibrato=8))
@@ -68,9 +115,8 @@ def test_answers_are_the_librarys(server: Server, content: ContentEncoder) -> No
     for chunk in chunks:
         chunk = Chunk(chunk.audio, chunk.first, chunk.frames, params, phase)
         wanted = engine.convert(voice, [chunk])[0]
-        asked = ask(
-            server, chunk.audio, phase, voice="alice", key="2", index_rate="0.5", speaker=1, seed=9, first=chunk.first
-        )
+        given = {"voice": "alice", "key": "2", "index_rate": "0.5", "speaker": 1, "seed": 9, "first": chunk.first}
+        asked = ask(chunk.audio, phase, **given)
         assert relative(wanted.audio, asked.as_numpy("converted")[0]) <= 1e-4
         assert asked.as_numpy("rate").item() == 32_000
         assert np.allclose(asked.as_numpy("sung")[0], wanted.f0, rtol=1e-5)
@@ -78,71 +124,87 @@ def test_answers_are_the_librarys(server: Server, content: ContentEncoder) -> No
         assert asked.as_numpy("next_phase").item() == pytest.approx(phase, abs=1e-5)
 
 
-def test_voices_of_other_versions_and_rates(server: Server) -> None:
-    asked = ask(server, tone(2)[: SMALL.samples], voice="bob", method="pyin")
+def test_live_windows_are_the_librarys(ask: Ask, content: ContentEncoder) -> None:
+    engine = Engine(content, {"swift-f0": SwiftF0()}, SMALL)
+    f0 = np.full(120, 220.0)
+    f0[100:] = np.nan
+    chunk = LiveChunk(tone(2)[: 120 * 160 + 80], 7, 80, 30, 20, Params(seed=3), 0.25, f0)
+    wanted = engine.live(tiny_voice(index="index_v1_256.index"), [chunk])[0]
+    places = {"first": 7, "skip": "80", "length": 30, "advance": 20}
+    asked = ask(chunk.audio, 0.25, f0.astype(np.float32), action="live", voice="alice", seed=3, **places)
+    assert relative(wanted.audio, asked.as_numpy("converted")[0]) <= 1e-4
+    assert asked.as_numpy("converted").shape == (1, 30 * 320)
+    assert np.allclose(asked.as_numpy("sung")[0], wanted.f0, rtol=1e-5)
+    assert asked.as_numpy("sung").shape == (1, 120)
+    assert asked.as_numpy("next_phase").item() == pytest.approx(wanted.phase, abs=1e-5)
+
+
+def test_pitch_is_estimated_without_a_voice(ask: Ask) -> None:
+    audio = tone(2.005, 330, vibrato=6)
+    sung = ask(audio, action="pitch", method="swift-f0").as_numpy("sung")[0]
+    assert len(sung) == 201
+    heard = torch.from_numpy(highpass(audio[None]).astype(np.float32))
+    assert np.allclose(sung, SwiftF0()(heard)[0][:201], rtol=1e-5)
+    assert abs(np.median(sung[sung > 0]) - 330) < 5
+    assert ask(audio[:100], action="pitch").as_numpy("sung").shape == (1, 1)
+    with pytest.raises(InferenceServerException, match="at most 60 s"):
+        ask(np.zeros(60 * 16_000 + 1, np.float32), action="pitch")
+    with pytest.raises(InferenceServerException, match="'rmvpe' is not available here; there are: swift-f0, pyin"):
+        ask(audio, action="pitch", method="rmvpe")
+
+
+def test_voices_of_other_versions_and_rates(ask: Ask) -> None:
+    asked = ask(tone(2)[: SMALL.samples], voice="bob", method="pyin")
     assert asked.as_numpy("converted").shape == (1, (SMALL.core + SMALL.fade) * 480)
     assert asked.as_numpy("rate").item() == 48_000
-    without_pitch = ask(server, tone(2)[: SMALL.samples], voice="carol")
+    without_pitch = ask(tone(2)[: SMALL.samples], voice="carol")
     assert without_pitch.as_numpy("converted").std() > 0.01
     assert not without_pitch.as_numpy("sung").any()
 
 
-def test_a_probe_is_answered_at_once(server: Server) -> None:
-    assert ask(server, np.zeros(1, np.float32)).as_numpy("converted").shape == (1, 1)
+def test_a_probe_is_answered_at_once(ask: Ask) -> None:
+    assert ask(np.zeros(1, np.float32)).as_numpy("converted").shape == (1, 1)
+
+
+def test_the_report_shows_the_voices(ask: Ask) -> None:
+    ask(tone(2)[: SMALL.samples], voice="bob")
+    asked = ask(np.zeros(1, np.float32), action="report")
+    report = json.loads(asked.as_numpy("report").tobytes())
+    assert asked.as_numpy("converted").shape == (1, 1)
+    assert report["voices"][-1]["voice"] == "bob"
+    assert report["voices"][-1]["bytes"] > 100_000
+    assert report["methods"] == ["swift-f0", "pyin"]
+    assert set(report["disk"]["voices"]) == {"alice", "bob", "carol", "mallory"}
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"voice": "nobody"}, "no voice 'nobody'"),
-        ({"voice": "../alice"}, "no name of a voice"),
-        ({}, "no name of a voice"),
-        ({"voice": "mallory"}, "not a checkpoint"),
+        ({"voice": "nobody"}, "VOICE_NOT_FOUND: there is no file"),
+        ({"voice": "../alice"}, "no id of a voice"),
+        ({}, "no id of a voice"),
+        ({"voice": "alice", "weights": "1234"}, "no SHA-256"),
+        ({"voice": "mallory"}, "VOICE_REFUSED: NOT_A_CHECKPOINT: not a checkpoint"),
         ({"voice": "alice", "speaker": 4}, "speaker 4 does not exist"),
         ({"voice": "alice", "key": "99"}, "key is 99"),
         ({"voice": "alice", "key": "high"}, "could not convert"),
         ({"voice": "alice", "method": "rmvpe"}, "not available"),
+        ({"voice": "alice", "action": "sing"}, "action 'sing' is none of"),
+        ({"voice": "alice", "action": "live", "skip": 1}, "needs the parameters first, length, advance"),
+        ({"voice": "alice", "action": "warm", "weights": ""}, "no SHA-256"),
+        ({"action": "evict"}, "no id of a voice"),
+        ({"action": "configure", "settings": "{"}, "Expecting"),
+        ({"action": "configure", "settings": "[]"}, "must be a JSON object"),
+        ({"action": "configure", "settings": '{"capacity": 0}'}, "capacity is 0"),
     ],
 )
-def test_wrong_requests_say_why(server: Server, change: dict[str, Any], text: str) -> None:
-    with pytest.raises(InferenceServerException, match=text):
-        ask(server, tone(2)[: SMALL.samples], **change)
+def test_wrong_requests_say_why(ask: Ask, change: dict[str, Any], text: str) -> None:
+    with pytest.raises(InferenceServerException, match=text) as refusal:
+        ask(tone(2)[: SMALL.samples], **change)
+    assert str(refusal.value.status()).endswith("NOT_FOUND" if "NOT_FOUND" in text else "INVALID_ARGUMENT")
 
 
-def test_wrong_audio_says_why(server: Server) -> None:
+def test_wrong_audio_says_why(ask: Ask) -> None:
     for audio, text in ((tone(1), "samples, not"), (np.full(SMALL.samples, np.nan, np.float32), "NaN")):
         with pytest.raises(InferenceServerException, match=text):
-            ask(server, audio, voice="alice")
-
-
-def test_the_pool_keeps_what_is_used(tmp_path: Path) -> None:
-    now = [0.0]
-    loaded: list[str] = []
-
-    def load(weights: Path, index: Path | None) -> Any:
-        loaded.append(weights.stem + ("+" if index else ""))
-        return object()
-
-    pool = Pool(tmp_path, load, capacity=2, idle_seconds=10, clock=lambda: now[0])
-    for name in "abc":
-        (tmp_path / f"{name}.pth").write_bytes(b"1")
-    (tmp_path / "b.index").write_bytes(b"1")
-    first = pool.get("a")
-    pool.get("b")
-    assert pool.get("a") is first
-    pool.get("c")  # b leaves: a was used after it
-    assert pool.names() == ["a", "c"]
-    assert loaded == ["a", "b+", "c"]
-    now[0] = 9
-    pool.get("c")
-    now[0] = 11
-    pool.expire()
-    assert pool.names() == ["c"]
-    (tmp_path / "c.pth").write_bytes(b"another")
-    pool.get("c")
-    (tmp_path / "c.pth").unlink()
-    with pytest.raises(ValueError, match="no voice"):
-        pool.get("c")
-    assert pool.names() == []
-    s = pool.statistics
-    assert (s.inserted, s.reused, s.evicted) == (4, 2, 4)
+            ask(audio, voice="alice")

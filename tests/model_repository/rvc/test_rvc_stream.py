@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model_repository.rvc import pitch
 from model_repository.rvc.audio import highpass
-from model_repository.rvc.chunks import HOP, Chunk, Cutter, Geometry, Params, length
+from model_repository.rvc.chunks import HOP, Chunk, Converted, Cutter, Geometry, Params, is_silent, length, silence
 from model_repository.rvc.engine import Engine
 from model_repository.rvc.excitation import phase_at_frames
 from model_repository.rvc.loudness import LoudnessMatch
@@ -260,6 +260,70 @@ def test_silence_and_hostile_blocks(small: Engine) -> None:
     for bad in (np.full(10, np.nan, np.float32), np.zeros((2, 10), np.float32)):
         with pytest.raises(ValueError, match="block"):
             stream.push(bad)
+
+
+def test_silence_costs_nothing_and_joins_cleanly(small: Engine) -> None:
+    """Chunks without sound never reach the model; what is around them is as if they had, but for the silence itself."""
+    one = tiny_voice(index="index_v1_256.index")
+    song, pause = tone(1.3, vibrato=8), np.zeros(40_000, np.float32)
+    audio = np.concatenate([song, pause, song, pause[:20_000]])
+    asked: list[int] = []
+
+    class Counted:
+        geometry = small.geometry
+
+        @staticmethod
+        def convert(voice: Voice, chunks: list[Chunk]) -> list[Converted]:
+            asked.extend(c.first for c in chunks)
+            return small.convert(voice, chunks)
+
+    results = []
+    for batch in (1, 4):
+        asked.clear()
+        results.append(whole(Counted(), one, audio, batch=batch))  # type: ignore[arg-type]
+        silent = {c.first for c in Cutter(16_000, SMALL, Params()).push(audio, last=True) if is_silent(c)}
+        assert len(silent) >= 4
+        assert silent.isdisjoint(asked)
+    result = results[0].astype(np.float64)
+    assert relative(results[1], results[0]) <= 1e-3
+    assert len(result) == 2 * len(audio)
+    quiet = [range(f * 320 + SMALL.fade * 320, (f + SMALL.core) * 320) for f in sorted(silent)]
+    for span in quiet:
+        part = result[span.start : span.stop]
+        assert not part.any()
+    steps = np.abs(np.diff(result))
+    near = np.zeros(len(steps), bool)
+    for span in quiet:
+        near[span.start - SMALL.fade * 320 - 32 : span.start + 32] = True
+        near[span.stop - 32 : span.stop + SMALL.fade * 320 + 32] = True
+    assert steps[near].max() <= steps[~near].max()
+    everything = np.concatenate([m.audio[: SMALL.core * 320] for m in modelled(small, one, audio)])[: len(result)]
+    loud = np.ones(len(result), bool)
+    for first in silent:
+        loud[first * 320 : (first + SMALL.core + SMALL.fade) * 320] = False
+    for join in range(0, len(result), SMALL.core * 320):
+        loud[join : join + SMALL.fade * 320] = False
+    assert loud.sum() > 40_000
+    assert relative(everything[loud], results[0][loud]) <= 1e-3  # phases went on over the pauses
+
+
+def modelled(engine: Engine, voice: Voice, audio: Audio) -> list[Converted]:
+    """All chunks of ``audio``, silent ones too, through the model."""
+    chunks = Cutter(16_000, SMALL, Params()).push(audio, last=True)
+    return engine.convert(voice, [chunks[0], *(replace(c, phase=None) for c in chunks[1:])])
+
+
+def test_silence_is_what_a_chunk_is_without_sound() -> None:
+    chunk = Chunk(np.full(SMALL.samples, 3e-4, np.float32), 80, 40)
+    assert is_silent(chunk)
+    louder = chunk.audio.copy()
+    louder[-1] = 4e-4
+    assert not is_silent(replace(chunk, audio=louder))
+    made = silence(SMALL, 44_100, 0.25)
+    assert made.audio.shape == (45 * 441,)
+    assert not made.audio.any()
+    assert made.phase == 0.25
+    assert made.f0.shape == (40,)
 
 
 def test_memory_does_not_grow(echo: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Contrafact: upload music, separate it into stems, and receive them while they are being made.
+"""Contrafact: take music apart and give it other voices, and receive the results while they are being made.
 
     from contrafact import Client
 
@@ -6,6 +6,9 @@
         track = await client.upload("song.flac")
         job = await client.separate(track)
         paths = await job.save_live("song-stems")
+
+        job = await client.cover(track, voice)  # one of client.voices()
+        await job.save_cover("cover.flac")
 
 Everything public is here; modules that begin with an underscore may change. The generated messages and
 stubs of the API itself are in ``contrafact.v1``. Names are loaded when they are first used, so importing this
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from contrafact._channel import DEFAULT_ADDRESS
     from contrafact._client import Client
+    from contrafact._cover_stream import CoverProgress
     from contrafact._errors import (
         Aborted,
         AlreadyExists,
@@ -40,17 +44,24 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from contrafact._job import JobHandle
+    from contrafact._live import LiveVoice
     from contrafact._retry import Retry
     from contrafact._stems import StemProgress
-    from contrafact._sync import SyncClient, SyncJob
+    from contrafact._sync import SyncClient
+    from contrafact._sync_job import SyncJob
+    from contrafact._sync_voices import SyncLiveVoice
     from contrafact.v1.artifact_pb2 import Artifact
+    from contrafact.v1.cover_pb2 import Cover, StreamCoverResponse
     from contrafact.v1.job_pb2 import Job, JobEvent, Progress
     from contrafact.v1.stem_pb2 import StreamStemsResponse
     from contrafact.v1.track_pb2 import Track
+    from contrafact.v1.voice_pb2 import PitchRange, Voice
+    from contrafact.v1.voice_pool_pb2 import VoicePool
 
 _HOMES = {
     "contrafact._channel": ("DEFAULT_ADDRESS",),
     "contrafact._client": ("Client",),
+    "contrafact._cover_stream": ("CoverProgress",),
     "contrafact._errors": (
         "Aborted",
         "AlreadyExists",
@@ -71,13 +82,19 @@ _HOMES = {
         "Unavailable",
     ),
     "contrafact._job": ("JobHandle",),
+    "contrafact._live": ("LiveVoice",),
     "contrafact._retry": ("Retry",),
     "contrafact._stems": ("StemProgress",),
-    "contrafact._sync": ("SyncClient", "SyncJob"),
+    "contrafact._sync": ("SyncClient",),
+    "contrafact._sync_job": ("SyncJob",),
+    "contrafact._sync_voices": ("SyncLiveVoice",),
     "contrafact.v1.artifact_pb2": ("Artifact",),
+    "contrafact.v1.cover_pb2": ("Cover", "StreamCoverResponse"),
     "contrafact.v1.job_pb2": ("Job", "JobEvent", "Progress"),
     "contrafact.v1.stem_pb2": ("StreamStemsResponse",),
     "contrafact.v1.track_pb2": ("Track",),
+    "contrafact.v1.voice_pb2": ("PitchRange", "Voice"),
+    "contrafact.v1.voice_pool_pb2": ("VoicePool",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -89,6 +106,8 @@ __all__ = [
     "Cancelled",
     "Client",
     "ContrafactError",
+    "Cover",
+    "CoverProgress",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
@@ -99,19 +118,25 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "JobHandle",
+    "LiveVoice",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",
+    "PitchRange",
     "Progress",
     "ResourceExhausted",
     "Retry",
     "StemProgress",
+    "StreamCoverResponse",
     "StreamStemsResponse",
     "SyncClient",
     "SyncJob",
+    "SyncLiveVoice",
     "Track",
     "Unauthenticated",
     "Unavailable",
+    "Voice",
+    "VoicePool",
     "__version__",
 ]
 

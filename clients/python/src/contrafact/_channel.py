@@ -15,14 +15,22 @@ import grpc.aio
 
 from contrafact._errors import REQUEST_ID_KEY, Unavailable, from_rpc
 from contrafact._retry import Retry
+from contrafact.v1.cover_pb2_grpc import CoverServiceStub
 from contrafact.v1.job_pb2_grpc import JobServiceStub
 from contrafact.v1.stem_pb2_grpc import StemServiceStub
 from contrafact.v1.track_pb2_grpc import TrackServiceStub
+from contrafact.v1.voice_pb2_grpc import VoiceServiceStub
+from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceStub
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from contrafact.v1.cover_pb2_grpc import CoverServiceAsyncStub
     from contrafact.v1.job_pb2_grpc import JobServiceAsyncStub
     from contrafact.v1.stem_pb2_grpc import StemServiceAsyncStub
     from contrafact.v1.track_pb2_grpc import TrackServiceAsyncStub
+    from contrafact.v1.voice_pb2_grpc import VoiceServiceAsyncStub
+    from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceAsyncStub
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -45,6 +53,9 @@ _IDEMPOTENT = {
     ),
     "contrafact.v1.StemService": "CreateSeparation GetStem ListStems",
     "contrafact.v1.JobService": "GetJob ListJobs CancelJob",
+    "contrafact.v1.VoiceService": "GetVoice ListVoices UpdateVoice WarmVoice",
+    "contrafact.v1.VoicePoolService": "GetVoicePool UpdateVoicePool",
+    "contrafact.v1.CoverService": "CreateCover GetCover ListCovers",
 }
 
 
@@ -86,7 +97,7 @@ def channel_options() -> list[tuple[str, Any]]:
 def upload_deadline(size_bytes: int | None) -> float | None:
     """Return the seconds an upload may take: 2 minutes plus the time at 100 kB/s; None when size is unknown.
 
-    The server decodes the recording once before it answers, which takes far less than the second part.
+    The server decodes a recording, or tries a voice, once before it answers, which takes far less.
     """
     return None if size_bytes is None else 120.0 + size_bytes / 100_000
 
@@ -124,8 +135,8 @@ class Connection:
         self._blocking: grpc.Channel | None = None
 
     @property
-    def blocking_tracks(self) -> TrackServiceStub:
-        """The stub of TrackService on a channel of grpc's blocking API; uploads need it, see there."""
+    def blocking_channel(self) -> grpc.Channel:
+        """A channel of grpc's blocking API, opened if it is not; client streams need it, see ``_send``."""
         if self._blocking is None:
             if self._credentials is None:
                 self._blocking = grpc.insecure_channel(self.address, options=channel_options())
@@ -133,7 +144,7 @@ class Connection:
                 self._blocking = grpc.secure_channel(
                     self.address, self._credentials, options=channel_options()
                 )
-        return TrackServiceStub(self._blocking)
+        return self._blocking
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -161,6 +172,21 @@ class Connection:
     def jobs(self) -> JobServiceAsyncStub:
         """The stub of JobService."""
         return JobServiceStub(self.channel)
+
+    @property
+    def voices(self) -> VoiceServiceAsyncStub:
+        """The stub of VoiceService."""
+        return VoiceServiceStub(self.channel)
+
+    @property
+    def voice_pool(self) -> VoicePoolServiceAsyncStub:
+        """The stub of VoicePoolService."""
+        return VoicePoolServiceStub(self.channel)
+
+    @property
+    def covers(self) -> CoverServiceAsyncStub:
+        """The stub of CoverService."""
+        return CoverServiceStub(self.channel)
 
     async def connect(self, timeout: float) -> None:
         """Return when the server can be reached; Unavailable if it refuses or after ``timeout`` seconds."""
@@ -204,6 +230,22 @@ class Connection:
         request_id, pairs = self.metadata()
         with translated(request_id):
             return await method(request, timeout=timeout, metadata=pairs)
+
+    async def pages(self, method: Callable[[], Any], request: Any, items: str) -> AsyncGenerator[Any, None]:
+        """Yield the items of all pages of a list.
+
+        Args:
+            method: returns the method of a stub; called in the event loop, where stubs may be made.
+            request: the request for the first page; its page_token is moved on.
+            items: the field of a page that holds its items.
+        """
+        while True:
+            page = await self.unary(method(), request)
+            for item in getattr(page, items):
+                yield item
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def stream(
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import google_crc32c
 
 from contrafact._errors import DataLoss
+from contrafact._source import Source
 from contrafact.v1.audio_pb2 import DataChunk
 
 CHUNK_BYTES = 512 << 10
@@ -13,6 +16,13 @@ CHUNK_BYTES = 512 << 10
 def make_chunk(offset: int, data: bytes) -> DataChunk:
     """Return a chunk with its checksum; ``offset`` is the position of its first byte."""
     return DataChunk(offset=offset, data=data, crc32c=google_crc32c.value(data))
+
+
+def source_chunks(source: Source, offset: int = 0) -> Iterator[DataChunk]:
+    """Yield the bytes of a source from ``offset`` to its end."""
+    while data := source.read(offset, CHUNK_BYTES):
+        yield make_chunk(offset, data)
+        offset += len(data)
 
 
 def new_bytes(chunk: DataChunk, position: int) -> bytes:

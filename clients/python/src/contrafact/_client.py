@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from contrafact import _words
 from contrafact._channel import Connection
+from contrafact._covers import CoverMethods
 from contrafact._download import Downloadable, download
 from contrafact._job import JobHandle
 from contrafact._retry import Retry
+from contrafact._send import ByteProgress
 from contrafact._source import Uploadable, open_source
-from contrafact._upload import ByteProgress, upload
+from contrafact._upload import upload
+from contrafact._voices import VoiceMethods
 from contrafact._watch import get_job
 from contrafact.v1 import job_pb2, stem_pb2, track_pb2
 from contrafact.v1.artifact_pb2 import Artifact
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class Client:
+class Client(VoiceMethods, CoverMethods):
     """A client of one Contrafact server. Use it in one event loop, and for as many calls at once as you like.
 
         async with Client() as client:
@@ -114,7 +117,7 @@ class Client:
         request = track_pb2.GetTrackRequest(name=name)
         return (await self._connection.unary(self._connection.tracks.GetTrack, request)).track
 
-    async def tracks(
+    def tracks(
         self, *, display_name_contains: str = "", page_size: int = 0
     ) -> AsyncGenerator[track_pb2.Track, None]:
         """Yield the caller's tracks, newest first, asking for page after page.
@@ -126,13 +129,7 @@ class Client:
         request = track_pb2.ListTracksRequest(
             page_size=page_size, display_name_contains=display_name_contains
         )
-        while True:
-            page = await self._connection.unary(self._connection.tracks.ListTracks, request)
-            for track in page.tracks:
-                yield track
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+        return self._connection.pages(lambda: self._connection.tracks.ListTracks, request, "tracks")
 
     async def delete_track(self, name: str, *, cancel_jobs: bool = False) -> None:
         """Delete a track, its bytes and its stems.
@@ -183,7 +180,7 @@ class Client:
         """Get one job by its resource name, "jobs/{id}"."""
         return JobHandle(self._connection, await get_job(self._connection, name))
 
-    async def jobs(
+    def jobs(
         self, *, states: Iterable[str] = (), track: str = "", page_size: int = 0
     ) -> AsyncGenerator[job_pb2.Job, None]:
         """Yield the caller's jobs, newest first, asking for page after page.
@@ -195,32 +192,18 @@ class Client:
         """
         wanted = [_words.state(word) for word in states]
         request = job_pb2.ListJobsRequest(page_size=page_size, states=wanted, track=track)
-        while True:
-            page = await self._connection.unary(self._connection.jobs.ListJobs, request)
-            for job in page.jobs:
-                yield job
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+        return self._connection.pages(lambda: self._connection.jobs.ListJobs, request, "jobs")
 
     async def stem(self, name: str) -> Artifact:
         """Get one stored stem by its resource name, "tracks/{track}/stems/{stem}"."""
         request = stem_pb2.GetStemRequest(name=name)
         return (await self._connection.unary(self._connection.stems.GetStem, request)).stem
 
-    async def stems(
-        self, track: track_pb2.Track | str, *, page_size: int = 0
-    ) -> AsyncGenerator[Artifact, None]:
+    def stems(self, track: track_pb2.Track | str, *, page_size: int = 0) -> AsyncGenerator[Artifact, None]:
         """Yield the stored stems of a track, by name, asking for page after page."""
         parent = track if isinstance(track, str) else track.name
         request = stem_pb2.ListStemsRequest(parent=parent, page_size=page_size)
-        while True:
-            page = await self._connection.unary(self._connection.stems.ListStems, request)
-            for stem in page.stems:
-                yield stem
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+        return self._connection.pages(lambda: self._connection.stems.ListStems, request, "stems")
 
     async def download(
         self,
@@ -229,12 +212,13 @@ class Client:
         *,
         progress: ByteProgress | None = None,
     ) -> Path:
-        """Download a stem or the recording of a track, going on where it broke off.
+        """Download a stem, a cover, or the recording of a track, going on where it broke off.
 
         Args:
-            what: an artifact, a track, or the resource name of one.
+            what: an artifact, a cover, a track, or the resource name of one.
             path: where to; a folder that exists, or ends in a slash: there, under the last part of the stem's
-                name or under the track's display name. Until all bytes have arrived they are in PATH.part.
+                or the cover's name, or under the track's display name. Until all bytes have arrived they are
+                in PATH.part.
             progress: called with bytes received and bytes in all.
 
         Returns:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from contrafact import _words
 from contrafact._channel import Connection
 from contrafact._chunks import new_bytes
 from contrafact._errors import ContrafactError, Unavailable
 from contrafact._files import PartFile
 from contrafact._retry import Attempts
+from contrafact._send import ByteProgress
 from contrafact._source import base_name
-from contrafact._upload import ByteProgress
-from contrafact.v1 import stem_pb2, track_pb2
+from contrafact.v1 import cover_pb2, stem_pb2, track_pb2, voice_pb2
 from contrafact.v1.artifact_pb2 import Artifact
-from contrafact.v1.audio_pb2 import DataChunk
 
-Downloadable = Artifact | track_pb2.Track
+Downloadable = Artifact | track_pb2.Track | cover_pb2.Cover
+Opener = Callable[[int], tuple[Any, Any]]
+"""Given an offset, the method that streams chunks from there on, and its request."""
 
 
-async def find(connection: Connection, what: str | Downloadable) -> Downloadable:
+async def find(connection: Connection, what: str | Downloadable) -> Artifact | track_pb2.Track:
     """Return the artifact or the track of a resource name."""
+    if isinstance(what, cover_pb2.Cover):
+        return what.artifact
     if not isinstance(what, str):
         return what
+    if what.startswith("covers/"):
+        cover = cover_pb2.GetCoverRequest(name=what)
+        return (await connection.unary(connection.covers.GetCover, cover)).cover.artifact
     if "/stems/" in what:
         return (await connection.unary(connection.stems.GetStem, stem_pb2.GetStemRequest(name=what))).stem
     return (await connection.unary(connection.tracks.GetTrack, track_pb2.GetTrackRequest(name=what))).track
@@ -38,46 +46,75 @@ async def download(
 ) -> Path:
     """Download an artifact or a track; see :meth:`contrafact.Client.download`."""
     found = await find(connection, what)
+    name = base_name(found.name if isinstance(found, Artifact) else found.display_name)
+    if found.name.startswith("covers/") and isinstance(found, Artifact):
+        name += f".{_words.extension(found.format)}"
+    file = PartFile(_path(place, name))
+    with contextlib.closing(file):
+        await _fetch(connection, _opener(connection, found.name), file, found.size_bytes, progress)
+        return file.finish(found.sha256, found.size_bytes)
+
+
+async def download_sample(
+    connection: Connection,
+    voice: voice_pb2.Voice,
+    place: str | os.PathLike[str],
+    progress: ByteProgress | None = None,
+) -> Path:
+    """Download the sample of a voice; see :meth:`contrafact.Client.download_voice_sample`."""
+
+    def opener(offset: int) -> tuple[Any, Any]:
+        request = voice_pb2.DownloadVoiceSampleRequest(name=voice.name, offset=offset)
+        return connection.voices.DownloadVoiceSample, request
+
+    container = voice.sample.container or "bin"
+    file = PartFile(_path(place, f"{base_name(voice.display_name)}.{container}"))
+    with contextlib.closing(file):
+        await _fetch(connection, opener, file, None, progress)
+        return file.keep()
+
+
+def _path(place: str | os.PathLike[str], name: str) -> Path:
+    """Return where a file goes: the place, or a file of that name in it if it is a folder."""
     path, into_folder = Path(place), os.fspath(place).endswith(("/", os.sep))
     if into_folder or path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
-        name = found.name if isinstance(found, Artifact) else found.display_name
-        path = path / (base_name(name).strip(". ") or "download")
-    file = PartFile(path)
+        return path / (name.strip(". ") or "download")
+    return path
+
+
+def _opener(connection: Connection, name: str) -> Opener:
+    """Return how a track, a stem or a cover is streamed."""
+
+    def opener(offset: int) -> tuple[Any, Any]:
+        if name.startswith("covers/"):
+            cover = cover_pb2.DownloadCoverRequest(name=name, offset=offset)
+            return connection.covers.DownloadCover, cover
+        if "/stems/" in name:
+            return connection.stems.DownloadStem, stem_pb2.DownloadStemRequest(name=name, offset=offset)
+        return connection.tracks.DownloadTrack, track_pb2.DownloadTrackRequest(name=name, offset=offset)
+
+    return opener
+
+
+async def _fetch(
+    connection: Connection, opener: Opener, file: PartFile, size: int | None, progress: ByteProgress | None
+) -> None:
+    """Write all chunks to a file; without a known size the end of the stream is the end of the bytes."""
     attempts = Attempts(connection.retry)
-    try:
-        while file.size < found.size_bytes:
-            before = file.size
-            try:
-                async with contextlib.aclosing(_chunks(connection, found, file.size)) as chunks:
-                    async for chunk in chunks:
-                        await file.write(new_bytes(chunk, file.size))
-                        if progress is not None:
-                            progress(file.size, found.size_bytes)
-                if file.size < found.size_bytes:
-                    raise Unavailable(
-                        f"the stream ended at byte {file.size} of {found.size_bytes}", reason="STREAM_ENDED"
-                    )
-            except ContrafactError as error:
-                if file.size > before:
-                    attempts.progressed()
-                await attempts.failed(error)
-        return file.finish(found.sha256, found.size_bytes)
-    finally:
-        file.discard()
-
-
-async def _chunks(
-    connection: Connection, found: Downloadable, offset: int
-) -> AsyncGenerator[DataChunk, None]:
-    """Yield the chunks of an artifact or a track from ``offset`` on."""
-    if isinstance(found, Artifact):
-        stem = stem_pb2.DownloadStemRequest(name=found.name, offset=offset)
-        async with contextlib.aclosing(connection.stream(connection.stems.DownloadStem, stem)) as stems:
-            async for response in stems:
-                yield response.chunk
-    else:
-        track = track_pb2.DownloadTrackRequest(name=found.name, offset=offset)
-        async with contextlib.aclosing(connection.stream(connection.tracks.DownloadTrack, track)) as tracks:
-            async for each in tracks:
-                yield each.chunk
+    while size is None or file.size < size:
+        before = file.size
+        try:
+            async with contextlib.aclosing(connection.stream(*opener(file.size))) as responses:
+                async for response in responses:
+                    await file.write(new_bytes(response.chunk, file.size))
+                    if progress is not None:
+                        progress(file.size, size)
+            if size is None:
+                return
+            if file.size < size:
+                raise Unavailable(f"the stream ended at byte {file.size} of {size}", reason="STREAM_ENDED")
+        except ContrafactError as error:
+            if file.size > before:
+                attempts.progressed()
+            await attempts.failed(error)

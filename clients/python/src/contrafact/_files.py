@@ -43,18 +43,28 @@ class PartFile:
         Raises:
             DataLoss: its size or SHA-256 is not the one given; the file is gone.
         """
-        self._file.close()
         if self.size != size_bytes or self._digest.hexdigest() != sha256.lower():
-            self.discard()
+            self.close()
             raise DataLoss(
                 f"{self.path.name} arrived damaged: {self.size} bytes with SHA-256 "
                 f"{self._digest.hexdigest()}, not {size_bytes} with {sha256}",
                 reason="CONTENT_MISMATCH",
             )
+        return self.keep()
+
+    def keep(self) -> Path:
+        """Give the file its name, replacing what had it before, without a check."""
+        self._file.close()
         os.replace(self._part, self.path)
         return self.path
 
-    def discard(self) -> None:
+    def restart(self) -> None:
+        """Forget what was written."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest, self.size = hashlib.sha256(), 0
+
+    def close(self) -> None:
         """Remove the part file, if it is still there."""
         self._file.close()
         self._part.unlink(missing_ok=True)

@@ -8,14 +8,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
 from contrafact._channel import Connection
+from contrafact._cover_stream import CoverProgress, save_cover, stream_cover
 from contrafact._errors import Unavailable
 from contrafact._stems import StemProgress, save_live, start_positions, stream_stems
 from contrafact._watch import FINAL, get_job, succeeded, watch
-from contrafact.v1 import job_pb2, stem_pb2
+from contrafact.v1 import cover_pb2, job_pb2, stem_pb2
 
 
 class JobHandle:
-    """One job on the server. Get it from :meth:`Client.separate` or :meth:`Client.job`.
+    """One job on the server. Get it from :meth:`Client.separate`, :meth:`Client.cover` or :meth:`Client.job`.
 
     Attributes:
         job: the job as it was when last heard of.
@@ -124,3 +125,43 @@ class JobHandle:
             OSError: the files cannot be written.
         """
         return await save_live(self._connection, self.job, Path(folder), progress)
+
+    async def stream_cover(self, offset: int = 0) -> AsyncGenerator[cover_pb2.StreamCoverResponse, None]:
+        """Yield the bytes of the cover while it is being made, in order, and its end.
+
+        Every chunk is checked, and a broken connection is taken up again, so that the chunks put together are
+        the finished file, whenever the listening began. Only where another attempt had to take over and made
+        other bytes, which can happen on a GPU, a listener from the beginning gets chunks from offset 0 on
+        once more: what came before them is to be forgotten.
+
+        Args:
+            offset: first byte wanted.
+
+        Raises:
+            JobFailed: the job failed while it was listened to.
+            JobCancelled: it was cancelled.
+            DataLoss: bytes arrived damaged, or do not belong to what came before ``offset``.
+        """
+        async with contextlib.aclosing(stream_cover(self._connection, self.name, offset)) as responses:
+            async for response in responses:
+                yield response
+
+    async def save_cover(
+        self, path: str | os.PathLike[str], progress: Callable[[CoverProgress], None] | None = None
+    ) -> Path:
+        """Write the cover to a file while it is being made.
+
+        It is in PATH.part until its end has arrived and its SHA-256 is right. When anything fails, that is
+        removed, and an older file at PATH stays.
+
+        Args:
+            path: where to; its folder is made if it is not there.
+            progress: called after every piece.
+
+        Raises:
+            JobFailed: the job failed.
+            JobCancelled: it was cancelled.
+            DataLoss: bytes arrived damaged.
+            OSError: the file cannot be written.
+        """
+        return await save_cover(self._connection, self.name, Path(path), progress)

@@ -132,4 +132,4 @@ async def save_live(
         return saved
     finally:
         for file in files.values():
-            file.discard()
+            file.close()

@@ -2,119 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from contrafact._client import Client
 from contrafact._download import Downloadable
-from contrafact._job import JobHandle
 from contrafact._retry import Retry
+from contrafact._send import ByteProgress
 from contrafact._source import Uploadable
-from contrafact._stems import StemProgress
-from contrafact._upload import ByteProgress
-from contrafact.v1 import job_pb2, stem_pb2, track_pb2
+from contrafact._sync_job import SyncJob
+from contrafact._sync_loop import Loop
+from contrafact._sync_voices import SyncVoiceMethods
+from contrafact.v1 import job_pb2, track_pb2
 from contrafact.v1.artifact_pb2 import Artifact
 
 if TYPE_CHECKING:
     import grpc
 
-T = TypeVar("T")
 
-
-class _Loop:
-    """An event loop in a background thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="contrafact", daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether work can be given to it."""
-        return self._loop.is_running()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end; an interrupted caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Iterate over an asynchronous generator, and close it however the iteration ends."""
-        try:
-            while True:
-                try:
-                    item = self.run(anext(items))
-                except StopAsyncIteration:
-                    return
-                yield item
-        finally:
-            if self.running:
-                self.run(items.aclose())
-
-    def stop(self) -> None:
-        """End the loop and its thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-class SyncJob:
-    """A job, as :class:`contrafact.JobHandle`, with blocking methods."""
-
-    def __init__(self, loop: _Loop, handle: JobHandle) -> None:
-        self._loop = loop
-        self._handle = handle
-
-    @property
-    def name(self) -> str:
-        """Resource name, "jobs/{id}"."""
-        return self._handle.name
-
-    @property
-    def job(self) -> job_pb2.Job:
-        """The job as it was when last heard of."""
-        return self._handle.job
-
-    def refresh(self) -> job_pb2.Job:
-        """See :meth:`contrafact.JobHandle.refresh`."""
-        return self._loop.run(self._handle.refresh())
-
-    def watch(self, cursor: str = "") -> Iterator[job_pb2.JobEvent]:
-        """See :meth:`contrafact.JobHandle.watch`."""
-        return self._loop.iterate(self._handle.watch(cursor))
-
-    def wait(self, progress: Callable[[job_pb2.JobEvent], None] | None = None) -> job_pb2.Job:
-        """See :meth:`contrafact.JobHandle.wait`; ``progress`` is called in the client's thread."""
-        return self._loop.run(self._handle.wait(progress))
-
-    def cancel(self) -> job_pb2.Job:
-        """See :meth:`contrafact.JobHandle.cancel`."""
-        return self._loop.run(self._handle.cancel())
-
-    def stems_live(
-        self, positions: Mapping[str, int] | None = None
-    ) -> Iterator[stem_pb2.StreamStemsResponse]:
-        """See :meth:`contrafact.JobHandle.stems_live`."""
-        return self._loop.iterate(self._handle.stems_live(positions))
-
-    def save_live(
-        self, folder: str | os.PathLike[str], progress: Callable[[StemProgress], None] | None = None
-    ) -> dict[str, Path]:
-        """See :meth:`contrafact.JobHandle.save_live`; ``progress`` is called in the client's thread."""
-        return self._loop.run(self._handle.save_live(folder, progress))
-
-
-class SyncClient:
+class SyncClient(SyncVoiceMethods):
     """:class:`contrafact.Client` with blocking methods, safe to use from any thread.
 
         with SyncClient() as client:
@@ -132,7 +41,7 @@ class SyncClient:
         retry: Retry | None = None,
     ) -> None:
         self._client = Client(address, token=token, credentials=credentials, retry=retry)
-        self._loop = _Loop()
+        self._loop = Loop()
 
     @property
     def address(self) -> str:

@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from contrafact.v1 import audio_pb2, job_pb2
+from contrafact.v1 import audio_pb2, conversion_pb2, job_pb2, voice_pb2, voice_pool_pb2
 
 DEFAULT_STEMS = ("vocals", "drums", "bass", "other")
 ALL_STEMS = (*DEFAULT_STEMS, "instrumental")
 
 
-def _words(enum: Any, prefix: str) -> dict[str, int]:
-    return {name.removeprefix(prefix).lower(): number for name, number in enum.items() if number != 0}
+def _words(enum: Any, prefix: str, between: str = "_") -> dict[str, int]:
+    return {
+        name.removeprefix(prefix).lower().replace("_", between): number
+        for name, number in enum.items()
+        if number != 0
+    }
 
 
 _STEMS = _words(audio_pb2.StemKind, "STEM_KIND_")
 _FORMATS = _words(audio_pb2.AudioFormat, "AUDIO_FORMAT_")
 _PRIORITIES = _words(job_pb2.Priority, "PRIORITY_")
 _STATES = _words(job_pb2.JobState, "JOB_STATE_")
-_STAGES = _words(job_pb2.Stage, "STAGE_")
+_STAGES = _words(job_pb2.Stage, "STAGE_", " ")
+_KINDS = _words(job_pb2.JobKind, "JOB_KIND_")
+_PITCH_METHODS = _words(conversion_pb2.PitchMethod, "PITCH_METHOD_", "-")
+_STRATEGIES = _words(voice_pool_pb2.PoolStrategy, "POOL_STRATEGY_", "+")
+_WARMTH = _words(voice_pb2.Warmth, "WARMTH_")
 
 
 def _value(words: dict[str, int], word: str, what: str) -> Any:
     try:
         return words[word.strip().lower()]
     except KeyError:
-        raise ValueError(f"{word!r} is not a {what}; choose from {', '.join(words)}") from None
+        known = ", ".join(filter(None, words))
+        raise ValueError(f"{word!r} is not a {what}; choose from {known}") from None
 
 
 def _word(words: dict[str, int], value: int) -> str:
@@ -83,4 +92,43 @@ def state_word(value: int) -> str:
 
 def stage_word(value: int) -> str:
     """Return the words of a Stage, for example "load model"."""
-    return _word(_STAGES, value).replace("_", " ")
+    return _word(_STAGES, value)
+
+
+def kind_word(value: int) -> str:
+    """Return the word of a JobKind: "separate" or "cover"."""
+    return _word(_KINDS, value)
+
+
+def semitones(value: float | str | None) -> float | str | None:
+    """Return a number of semitones, "auto" or None, also from the text of a number; else ValueError."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is no key; give a number of semitones or auto") from None
+
+
+def pitch_method(word: str) -> conversion_pb2.PitchMethod.ValueType:
+    """Return the PitchMethod of "rmvpe", "swift-f0" or "pyin", or of "" the server's; else ValueError."""
+    value: conversion_pb2.PitchMethod.ValueType = _value({**_PITCH_METHODS, "": 0}, word, "pitch method")
+    return value
+
+
+def strategy(word: str) -> voice_pool_pb2.PoolStrategy.ValueType:
+    """Return the PoolStrategy of "lru", "ttl" or "lru+lfu"; else ValueError."""
+    value: voice_pool_pb2.PoolStrategy.ValueType = _value(_STRATEGIES, word, "strategy")
+    return value
+
+
+def strategy_word(value: int) -> str:
+    """Return the word of a PoolStrategy."""
+    return _word(_STRATEGIES, value)
+
+
+def warmth_word(value: int) -> str:
+    """Return the word of a Warmth, "cold", "warm" or "loading"; empty: not known."""
+    return _word(_WARMTH, value)

@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from contrafact._cli import jobs, separate, stems, tracks
+from contrafact._cli import convert, cover, covers, jobs, separate, stems, tracks, voices
 from contrafact._cli.plugins import LazyGroup
 
-HELP = """Take music apart: upload a recording, receive its stems while they are being made.
+HELP = """Take music apart and give it other voices, and receive the results while they are being made.
 
 The server is found at --address or $CONTRAFACT_ADDRESS, else 127.0.0.1:50051. A token is read from
 $CONTRAFACT_TOKEN.
@@ -30,8 +30,12 @@ def build() -> Any:
     """Return the whole command line as a callable command."""
     app = typer.Typer(cls=LazyGroup, help=HELP, no_args_is_help=True, add_completion=False)
     app.command("separate")(separate.separate)
+    app.command("cover")(cover.cover)
+    app.command("convert")(convert.convert)
     app.add_typer(tracks.app, name="tracks")
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(stems.app, name="stems")
+    app.add_typer(voices.app, name="voices")
+    app.add_typer(covers.app, name="covers")
     app.command("version")(version)
     return typer.main.get_command(app)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Work on the server.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help='Job, "jobs/{id}".', show_default=False)]
-HEADER = ("NAME", "STATE", "DONE", "STAGE", "CREATED", "TRACK")
+HEADER = ("NAME", "KIND", "STATE", "DONE", "STAGE", "CREATED", "TRACK")
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -25,11 +25,12 @@ def _row(job: Job) -> tuple[str, ...]:
 
     return (
         job.name,
+        _words.kind_word(job.kind) or "-",
         _words.state_word(job.state),
         f"{job.fraction:.0%}",
         job.error.reason or _words.stage_word(job.stage) or "-",
         job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M"),
-        job.separation.track or "-",
+        job.separation.track or job.cover.track or "-",
     )
 
 

@@ -14,6 +14,7 @@ from contrafact._cli.output import as_json, json_line, size
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from contrafact._cover_stream import CoverProgress
     from contrafact._stems import StemProgress
     from contrafact.v1.job_pb2 import JobEvent
 
@@ -32,6 +33,9 @@ class Reporter(Protocol):
 
     def stem(self, progress: StemProgress) -> None:
         """More of a stem is on disk."""
+
+    def cover(self, progress: CoverProgress) -> None:
+        """More of a cover is on disk."""
 
     def note(self, text: str, **facts: Any) -> None:
         """Something that the user should know."""
@@ -71,13 +75,25 @@ class JsonLines:
             }
         )
 
+    def cover(self, progress: CoverProgress) -> None:
+        """{"event": "cover", "path", "bytes", "frames_ready", "finished"}."""
+        json_line(
+            {
+                "event": "cover",
+                "path": str(progress.path),
+                "bytes": progress.size_bytes,
+                "frames_ready": progress.frames_ready,
+                "finished": progress.finished,
+            }
+        )
+
     def note(self, text: str, **facts: Any) -> None:
         """{"event": "note", "message"}."""
         json_line({"event": "note", "message": text, **facts})
 
     def saved(self, paths: dict[str, Path], summary: str, **facts: Any) -> None:
-        """{"event": "done", "files": {stem: path}, …}."""
-        json_line({"event": "done", "files": {stem: str(path) for stem, path in paths.items()}, **facts})
+        """{"event": "done", "files": {"vocals" or "cover": path}, …}."""
+        json_line({"event": "done", "files": {what: str(path) for what, path in paths.items()}, **facts})
 
     def close(self) -> None:
         """Nothing to do."""
@@ -130,6 +146,9 @@ class Plain:
         """Keep quiet until it is finished."""
         if progress.finished:
             self.note(f"{progress.stem} is finished")
+
+    def cover(self, progress: CoverProgress) -> None:
+        """Keep quiet: there is only one, and its end is told."""
 
     def note(self, text: str, **facts: Any) -> None:
         """Print a line."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options
-from contrafact._cli.progress import Reporter, reporter
-from contrafact._cli.running import describe, exit_code, run
+from contrafact._cli.following import Clock, cancelling, follow, reporting, warn
+from contrafact._cli.progress import Reporter
+from contrafact._cli.running import run
 
 if TYPE_CHECKING:
     from contrafact._client import Client
-    from contrafact._job import JobHandle
     from contrafact._stems import StemProgress
-    from contrafact.v1.job_pb2 import Job
 
 
 @dataclass(frozen=True)
@@ -72,19 +67,8 @@ def separate(
     order = Order(song, output or Path(f"{song.stem}-stems"), stems, format, priority, model, live)
 
     async def work(client: Client) -> None:
-        show = reporter(json)
-        try:
+        with reporting(json) as show:
             await carry_out(client, order, show)
-        except asyncio.CancelledError:
-            show.note("interrupted", interrupted=True)
-            raise
-        except Exception as error:
-            if json:
-                reason, message = describe(error)
-                show.note(message, failed=True, reason=reason, exit_code=exit_code(error))
-            raise
-        finally:
-            show.close()
 
     _check(order)
     run(address, work)
@@ -105,51 +89,39 @@ def _check(order: Order) -> None:
 
 async def carry_out(client: Client, order: Order, show: Reporter) -> None:
     """Upload, create the job, follow it, and save its stems."""
-    began = time.monotonic()
+    clock = Clock()
     track = await client.upload(
         order.song, progress=lambda done, total: show.bytes_done("upload", done, total)
     )
-    uploaded = time.monotonic()
+    uploaded = clock.seconds
     show.about("track", track)
     job = await client.separate(
         track, stems=order.stems, format=order.format, priority=order.priority, model=order.model
     )
     show.about("job", job.job)
-    first_audio: list[float] = []
 
     def stem(progress: StemProgress) -> None:
-        if progress.frames_ready and not first_audio:
-            first_audio.append(time.monotonic() - began)
+        clock.heard(progress.frames_ready)
         show.stem(progress)
 
-    try:
+    async with cancelling(job, show):
         if order.live:
-            ended, paths = await _both(job, order, show, stem)
+            ended, paths = await follow(job, show, job.save_live(order.folder, stem))
         else:
             ended = await job.wait(show.job_event)
             paths = {}
             for artifact in ended.artifacts:
                 path = order.folder / _file_name(artifact.stem, order.format)
                 paths[path.stem] = await client.download(artifact, path)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(10.0):
-                await job.cancel()
-                show.note(f"cancelled {job.name}")
-        raise
-    for warning in ended.warnings:
-        show.note(f"warning: {warning}")
-    took = time.monotonic() - began
-    heard = f", first audio after {first_audio[0]:.1f} s" if first_audio else ""
+    warn(ended, show)
     show.saved(
         paths,
-        f"{len(paths)} stems of {track.audio.seconds:.1f} s in {order.folder}, made in {took:.1f} s{heard}",
+        f"{len(paths)} stems of {track.audio.seconds:.1f} s in {order.folder}, {clock.summary()}",
         folder=str(order.folder),
-        seconds=round(took, 3),
-        upload_seconds=round(uploaded - began, 3),
-        first_audio_seconds=round(first_audio[0], 3) if first_audio else None,
+        upload_seconds=round(uploaded, 3),
         track=track.name,
         job=job.name,
+        **clock.facts(),
     )
 
 
@@ -157,18 +129,3 @@ def _file_name(stem: int, format: str) -> str:
     from contrafact import _words
 
     return f"{_words.stem_word(stem)}.{format.strip().lower()}"
-
-
-async def _both(
-    job: JobHandle, order: Order, show: Reporter, stem: Callable[[StemProgress], None]
-) -> tuple[Job, dict[str, Path]]:
-    """Follow the job and save its stems at once; the first failure of either ends both."""
-    waiting = asyncio.ensure_future(job.wait(show.job_event))
-    saving = asyncio.ensure_future(job.save_live(order.folder, stem))
-    try:
-        await asyncio.gather(waiting, saving)
-    finally:
-        waiting.cancel()
-        saving.cancel()
-        await asyncio.gather(waiting, saving, return_exceptions=True)
-    return waiting.result(), saving.result()

@@ -26,7 +26,7 @@ from contrafact.v1 import audio_pb2 as contrafact_dot_v1_dot_audio__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ontrafact/v1/artifact.proto\x12\rcontrafact.v1\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x02\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04stem\x18\x02 \x01(\x0e\x32\x17.contrafact.v1.StemKind\x12*\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormat\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x08 \x01(\x05\x12\x0e\n\x06\x66rames\x18\t \x01(\x03\x12\x0c\n\x04peak\x18\n \x01(\x01\x12\x17\n\x0f\x63lipped_samples\x18\x0b \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ontrafact/v1/artifact.proto\x12\rcontrafact.v1\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x03\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04stem\x18\x02 \x01(\x0e\x32\x17.contrafact.v1.StemKind\x12*\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormat\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x08 \x01(\x05\x12\x0e\n\x06\x66rames\x18\t \x01(\x03\x12\x0c\n\x04peak\x18\n \x01(\x01\x12\x17\n\x0f\x63lipped_samples\x18\x0b \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rloudness_lufs\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctrue_peak_db\x18\x0e \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_loudness_lufsB\x0f\n\r_true_peak_dbb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'contrafact.v1.artifact_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ARTIFACT']._serialized_start=108
-  _globals['_ARTIFACT']._serialized_end=414
+  _globals['_ARTIFACT']._serialized_end=504
 # @@protoc_insertion_point(module_scope)

@@ -11,10 +11,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -36,10 +36,12 @@ class Artifact(_message.Message):
     PEAK_FIELD_NUMBER: _builtins.int
     CLIPPED_SAMPLES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LOUDNESS_LUFS_FIELD_NUMBER: _builtins.int
+    TRUE_PEAK_DB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name of what is stored, for example "tracks/{track}/stems/htdemucs-1.vocals.flac"."""
+    """Resource name of what is stored, for example "tracks/{track}/stems/htdemucs-1.vocals.flac" or "covers/{id}"."""
     stem: _audio_pb2.StemKind.ValueType
-    """Which stem it holds."""
+    """Which stem it holds; not given: it is no stem."""
     format: _audio_pb2.AudioFormat.ValueType
     """How it is encoded."""
     media_type: _builtins.str
@@ -58,6 +60,10 @@ class Artifact(_message.Message):
     """Largest absolute sample value before encoding; above 1.0 an integer or lossy format had to clip."""
     clipped_samples: _builtins.int
     """Number of samples that were clipped to full scale by the format; always 0 for WAV."""
+    loudness_lufs: _builtins.float
+    """Integrated loudness in LUFS (ITU-R BS.1770-4) of a mix; not given: not measured, or silence."""
+    true_peak_db: _builtins.float
+    """True peak in dBTP of a mix before encoding; not given: not measured, or silence."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
@@ -77,11 +83,20 @@ class Artifact(_message.Message):
         peak: _builtins.float = ...,
         clipped_samples: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        loudness_lufs: _builtins.float | None = ...,
+        true_peak_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "_true_peak_db", b"_true_peak_db", "create_time", b"create_time", "loudness_lufs", b"loudness_lufs", "true_peak_db", b"true_peak_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "clipped_samples", b"clipped_samples", "create_time", b"create_time", "format", b"format", "frames", b"frames", "media_type", b"media_type", "name", b"name", "peak", b"peak", "sample_rate", b"sample_rate", "sha256", b"sha256", "size_bytes", b"size_bytes", "stem", b"stem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "_true_peak_db", b"_true_peak_db", "channels", b"channels", "clipped_samples", b"clipped_samples", "create_time", b"create_time", "format", b"format", "frames", b"frames", "loudness_lufs", b"loudness_lufs", "media_type", b"media_type", "name", b"name", "peak", b"peak", "sample_rate", b"sample_rate", "sha256", b"sha256", "size_bytes", b"size_bytes", "stem", b"stem", "true_peak_db", b"true_peak_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__loudness_lufs: _TypeAlias = _typing.Literal["loudness_lufs"]  # noqa: Y015
+    _WhichOneofArgType__loudness_lufs: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs"]  # noqa: Y015
+    _WhichOneofReturnType__true_peak_db: _TypeAlias = _typing.Literal["true_peak_db"]  # noqa: Y015
+    _WhichOneofArgType__true_peak_db: _TypeAlias = _typing.Literal["_true_peak_db", b"_true_peak_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loudness_lufs) -> _WhichOneofReturnType__loudness_lufs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__true_peak_db) -> _WhichOneofReturnType__true_peak_db | None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015

@@ -6,6 +6,7 @@ Long work: jobs, their progress and their results."""
 from collections import abc as _abc
 from contrafact.v1 import artifact_pb2 as _artifact_pb2
 from contrafact.v1 import audio_pb2 as _audio_pb2
+from contrafact.v1 import conversion_pb2 as _conversion_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -69,6 +70,8 @@ class _JobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobKind.Value
     """Not a kind."""
     JOB_KIND_SEPARATE: _JobKind.ValueType  # 1
     """Takes a track apart into stems."""
+    JOB_KIND_COVER: _JobKind.ValueType  # 2
+    """Gives a track another voice."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -77,6 +80,8 @@ JOB_KIND_UNSPECIFIED: JobKind.ValueType  # 0
 """Not a kind."""
 JOB_KIND_SEPARATE: JobKind.ValueType  # 1
 """Takes a track apart into stems."""
+JOB_KIND_COVER: JobKind.ValueType  # 2
+"""Gives a track another voice."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
 class _Priority:
@@ -114,11 +119,17 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_FETCH: _Stage.ValueType  # 1
     """The track is fetched from the object store."""
     STAGE_LOAD_MODEL: _Stage.ValueType  # 2
-    """The model is being loaded or recovered."""
+    """A model or a voice is being loaded or recovered."""
     STAGE_SEPARATE: _Stage.ValueType  # 3
-    """Segments go through the model; stems are encoded and stored as they come."""
+    """Segments go through the model; stems are encoded and stored as they come. In a cover, what is separated is
+    converted and mixed at once: the stage says how far the separation is.
+    """
     STAGE_PUBLISH: _Stage.ValueType  # 4
     """The results are put in their final place."""
+    STAGE_CONVERT: _Stage.ValueType  # 5
+    """The vocals go through the voice; their separation is done, or was done before."""
+    STAGE_MIX: _Stage.ValueType  # 6
+    """The last of the converted vocals are mixed with the rest."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """The part of its work that a job is at."""
@@ -128,11 +139,17 @@ STAGE_UNSPECIFIED: Stage.ValueType  # 0
 STAGE_FETCH: Stage.ValueType  # 1
 """The track is fetched from the object store."""
 STAGE_LOAD_MODEL: Stage.ValueType  # 2
-"""The model is being loaded or recovered."""
+"""A model or a voice is being loaded or recovered."""
 STAGE_SEPARATE: Stage.ValueType  # 3
-"""Segments go through the model; stems are encoded and stored as they come."""
+"""Segments go through the model; stems are encoded and stored as they come. In a cover, what is separated is
+converted and mixed at once: the stage says how far the separation is.
+"""
 STAGE_PUBLISH: Stage.ValueType  # 4
 """The results are put in their final place."""
+STAGE_CONVERT: Stage.ValueType  # 5
+"""The vocals go through the voice; their separation is done, or was done before."""
+STAGE_MIX: Stage.ValueType  # 6
+"""The last of the converted vocals are mixed with the rest."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
@@ -202,6 +219,93 @@ class SeparationSpec(_message.Message):
 Global___SeparationSpec: _TypeAlias = SeparationSpec  # noqa: Y015
 
 @_typing.final
+class Mix(_message.Message):
+    """How the converted vocals and the rest of the track are put together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOCALS_GAIN_DB_FIELD_NUMBER: _builtins.int
+    INSTRUMENTAL_GAIN_DB_FIELD_NUMBER: _builtins.int
+    MATCH_LOUDNESS_FIELD_NUMBER: _builtins.int
+    TRUE_PEAK_DB_FIELD_NUMBER: _builtins.int
+    vocals_gain_db: _builtins.float
+    """Gain of the converted vocals in dB, -60 to 24."""
+    instrumental_gain_db: _builtins.float
+    """Gain of the rest of the track in dB, -60 to 24."""
+    match_loudness: _builtins.bool
+    """Whether the converted vocals are made as loud as the singer was; not given: yes."""
+    true_peak_db: _builtins.float
+    """Highest true peak of the mix in dBTP, -20 to 0, kept by a limiter; not given: -1."""
+    def __init__(
+        self,
+        *,
+        vocals_gain_db: _builtins.float = ...,
+        instrumental_gain_db: _builtins.float = ...,
+        match_loudness: _builtins.bool | None = ...,
+        true_peak_db: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_match_loudness", b"_match_loudness", "_true_peak_db", b"_true_peak_db", "match_loudness", b"match_loudness", "true_peak_db", b"true_peak_db"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_loudness", b"_match_loudness", "_true_peak_db", b"_true_peak_db", "instrumental_gain_db", b"instrumental_gain_db", "match_loudness", b"match_loudness", "true_peak_db", b"true_peak_db", "vocals_gain_db", b"vocals_gain_db"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__match_loudness: _TypeAlias = _typing.Literal["match_loudness"]  # noqa: Y015
+    _WhichOneofArgType__match_loudness: _TypeAlias = _typing.Literal["_match_loudness", b"_match_loudness"]  # noqa: Y015
+    _WhichOneofReturnType__true_peak_db: _TypeAlias = _typing.Literal["true_peak_db"]  # noqa: Y015
+    _WhichOneofArgType__true_peak_db: _TypeAlias = _typing.Literal["_true_peak_db", b"_true_peak_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match_loudness) -> _WhichOneofReturnType__match_loudness | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__true_peak_db) -> _WhichOneofReturnType__true_peak_db | None: ...
+
+Global___Mix: _TypeAlias = Mix  # noqa: Y015
+
+@_typing.final
+class CoverSpec(_message.Message):
+    """What a cover is made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACK_FIELD_NUMBER: _builtins.int
+    VOICE_FIELD_NUMBER: _builtins.int
+    CONVERSION_FIELD_NUMBER: _builtins.int
+    MIX_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    track: _builtins.str
+    """The track, "tracks/{id}"."""
+    voice: _builtins.str
+    """The voice that sings it, "voices/{id}"."""
+    format: _audio_pb2.AudioFormat.ValueType
+    """How the cover is encoded; not given: FLAC."""
+    model: _builtins.str
+    """The model that separates; empty: the server's default, "htdemucs"."""
+    @_builtins.property
+    def conversion(self) -> _conversion_pb2.Conversion:
+        """How the vocals are converted; not given: the defaults."""
+
+    @_builtins.property
+    def mix(self) -> Global___Mix:
+        """How they are mixed; not given: the defaults."""
+
+    def __init__(
+        self,
+        *,
+        track: _builtins.str = ...,
+        voice: _builtins.str = ...,
+        conversion: _conversion_pb2.Conversion | None = ...,
+        mix: Global___Mix | None = ...,
+        format: _audio_pb2.AudioFormat.ValueType = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "mix", b"mix"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversion", b"conversion", "format", b"format", "mix", b"mix", "model", b"model", "track", b"track", "voice", b"voice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoverSpec: _TypeAlias = CoverSpec  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """One durable unit of work."""
 
@@ -210,6 +314,7 @@ class Job(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     SEPARATION_FIELD_NUMBER: _builtins.int
+    COVER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
@@ -243,6 +348,10 @@ class Job(_message.Message):
     @_builtins.property
     def separation(self) -> Global___SeparationSpec:
         """Of a SEPARATE job."""
+
+    @_builtins.property
+    def cover(self) -> Global___CoverSpec:
+        """Of a COVER job."""
 
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
@@ -282,6 +391,7 @@ class Job(_message.Message):
         name: _builtins.str = ...,
         kind: Global___JobKind.ValueType = ...,
         separation: Global___SeparationSpec | None = ...,
+        cover: Global___CoverSpec | None = ...,
         priority: Global___Priority.ValueType = ...,
         state: Global___JobState.ValueType = ...,
         stage: Global___Stage.ValueType = ...,
@@ -297,11 +407,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         timings: _abc.Iterable[Global___StageTiming] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -347,13 +457,13 @@ class LivePiece(_message.Message):
     FRAMES_READY_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     stem: _audio_pb2.StemKind.ValueType
-    """Which stem it belongs to."""
+    """Which stem it belongs to; not given: it belongs to the cover."""
     offset: _builtins.int
     """Position of its first byte in the finished artifact."""
     size_bytes: _builtins.int
     """Its size in bytes."""
     frames_ready: _builtins.int
-    """Frames of the stem, from its beginning, that can be decoded once this piece has arrived."""
+    """Frames of the result, from its beginning, that can be decoded once this piece has arrived."""
     attempt: _builtins.int
     """The attempt that made it; a later one begins again at offset 0."""
     def __init__(

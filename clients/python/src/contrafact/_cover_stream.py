@@ -1,0 +1,118 @@
+"""Listening to a cover while it is made: its bytes, none lost and none twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrafact._channel import Connection
+from contrafact._chunks import make_chunk, new_bytes
+from contrafact._errors import ContrafactError, DataLoss, OutOfRange, Unavailable
+from contrafact._files import PartFile
+from contrafact._retry import Attempts
+from contrafact._watch import get_job, succeeded
+from contrafact.v1.artifact_pb2 import Artifact
+from contrafact.v1.cover_pb2 import StreamCoverRequest, StreamCoverResponse
+
+
+@dataclass(frozen=True)
+class CoverProgress:
+    """How far a cover has come.
+
+    Attributes:
+        path: where the finished file will be, or is.
+        size_bytes: bytes on disk so far, in ``path`` with ".part" until it is finished.
+        frames_ready: frames from the beginning that can be decoded by now; 0 when unknown.
+        finished: whether the file is complete, checked, and has its name.
+    """
+
+    path: Path
+    size_bytes: int
+    frames_ready: int
+    finished: bool
+
+
+class _Received:
+    """What has arrived of a cover, from ``start`` on."""
+
+    def __init__(self, start: int) -> None:
+        self.start = self.position = start
+        self._digest = hashlib.sha256()
+
+    def new(self, response: StreamCoverResponse) -> StreamCoverResponse | None:
+        """Return what is new in some bytes; None: nothing is."""
+        position = self.position
+        data = new_bytes(response.chunk, position)
+        self.position += len(data)
+        self._digest.update(data)
+        if len(data) == len(response.chunk.data):
+            return response
+        if not data:
+            return None
+        return StreamCoverResponse(chunk=make_chunk(position, data), frames_ready=response.frames_ready)
+
+    def check(self, end: Artifact) -> None:
+        """Raise Unavailable when bytes are missing before the end, DataLoss when they are others."""
+        if self.position < end.size_bytes:
+            raise Unavailable(
+                f"the cover ended at byte {self.position} of {end.size_bytes}", reason="STREAM_ENDED"
+            )
+        if self.position > end.size_bytes or (self.start == 0 and self._digest.hexdigest() != end.sha256):
+            raise DataLoss("the finished cover has other bytes", reason="CONTENT_MISMATCH")
+
+
+async def stream_cover(
+    connection: Connection, job: str, offset: int = 0
+) -> AsyncGenerator[StreamCoverResponse, None]:
+    """Yield the bytes of a cover, then its end; see :meth:`contrafact.JobHandle.stream_cover`."""
+    received, attempts, again = _Received(offset), Attempts(connection.retry), offset > 0
+    while True:
+        request = StreamCoverRequest(job=job, offset=received.position)
+        try:
+            async with contextlib.aclosing(
+                connection.stream(connection.covers.StreamCover, request)
+            ) as responses:
+                async for response in responses:
+                    if response.HasField("end"):
+                        received.check(response.end)
+                        yield response
+                        return
+                    fresh = received.new(response)
+                    if fresh is not None:
+                        attempts.progressed()
+                        yield fresh
+            raise Unavailable("the stream ended without the cover's end", reason="STREAM_ENDED")
+        except ContrafactError as error:
+            # Another attempt made other bytes, or fewer than have arrived: from the beginning, once.
+            differs = error.reason == "CONTENT_MISMATCH" or isinstance(error, OutOfRange)
+            if differs and not again:
+                received, again = _Received(0), True
+                continue
+            if error.status in ("ABORTED", "FAILED_PRECONDITION", "CANCELLED") or (
+                error.reason == "STREAM_ENDED"
+            ):
+                succeeded(await get_job(connection, job))
+            await attempts.failed(error)
+
+
+async def save_cover(
+    connection: Connection, job: str, path: Path, progress: Callable[[CoverProgress], None] | None = None
+) -> Path:
+    """Write the cover of a job to a file; see :meth:`contrafact.JobHandle.save_cover`."""
+    with contextlib.closing(PartFile(path)) as file:
+        async with contextlib.aclosing(stream_cover(connection, job)) as responses:
+            async for response in responses:
+                finished = response.HasField("end")
+                if finished:
+                    file.finish(response.end.sha256, response.end.size_bytes)
+                else:
+                    if response.chunk.offset < file.size:
+                        file.restart()
+                    await file.write(response.chunk.data)
+                if progress is not None:
+                    frames = response.end.frames if finished else response.frames_ready
+                    progress(CoverProgress(path, file.size, frames, finished))
+    return path

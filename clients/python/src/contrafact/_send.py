@@ -1,0 +1,69 @@
+"""Client streams, sent through grpc's blocking API from its own thread.
+
+Its asyncio API replaces what a server answers before the end of a client stream by "INTERNAL: Internal error
+from Core" (grpc/grpc issue 36066), and such answers matter: a refusal says why, and what is known already is
+not sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from contrafact._errors import from_rpc
+
+ByteProgress = Callable[[int, int | None], None]
+"""Called with the bytes done so far and how many there are in all; None when unknown."""
+
+
+async def send(method: Any, messages: Iterator[Any], metadata: tuple[str, Any], timeout: float | None) -> Any:
+    """Send messages, and return what the server answers to them.
+
+    Args:
+        method: a method of a stub on a channel of the blocking API.
+        messages: iterated over in another thread; an error of theirs cancels the call, and is raised here.
+        metadata: of :meth:`contrafact._channel.Connection.metadata`.
+        timeout: deadline of the call in seconds; None: none.
+    """
+    loop = asyncio.get_running_loop()
+    ended, stopped = asyncio.Event(), threading.Event()
+    failures: list[Exception] = []
+
+    def requests() -> Iterator[Any]:
+        try:
+            while not stopped.is_set() and (message := next(messages, None)) is not None:
+                yield message
+        except Exception as error:
+            failures.append(error)
+            raise  # grpc then cancels the call: the server must not take the pieces for the whole
+
+    def done(_call: object) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    request_id, pairs = metadata
+    call = method.future(requests(), timeout=timeout, metadata=pairs)
+    call.add_done_callback(done)
+    try:
+        await ended.wait()
+    finally:
+        stopped.set()
+        call.cancel()
+    error = call.exception()
+    if error is None:
+        return call.result()
+    if failures:
+        raise failures[0]
+    raise from_rpc(error, request_id)
+
+
+def reporter(progress: ByteProgress | None) -> ByteProgress:
+    """Return what calls ``progress`` in the event loop of now, from whichever thread."""
+    loop = asyncio.get_running_loop()
+
+    def report(done: int, total: int | None) -> None:
+        if progress is not None:
+            loop.call_soon_threadsafe(progress, done, total)
+
+    return report

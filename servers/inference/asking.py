@@ -1,0 +1,106 @@
+"""Asking a model until it answers: what fails for a moment is tried again, and a dead model is seen to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from servers.inference.keeper import ModelKeeper
+from servers.inference.triton import Answer, Question, Triton, TritonError
+from servers.platform import telemetry
+from servers.platform.settings import Settings
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+RETRY_SECONDS = 0.2  # before the first new attempt; it doubles with each
+# Worth another try, after the model's process was looked after; anything else is our own mistake.
+_TRANSIENT = frozenset(
+    {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "NOT_FOUND", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED"}
+)
+
+
+class InferenceFailed(Exception):
+    """The model did not answer, whatever was tried."""
+
+
+class Asker:
+    """Asks one model on Triton; any number of questions at once."""
+
+    def __init__(
+        self, triton: Triton, keeper: ModelKeeper, settings: Settings, *, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self.model = keeper.model
+        self.timeout = settings.segment_timeout_seconds
+        self._triton = triton
+        self._keeper = keeper
+        self._retry_seconds = retry_seconds
+        self._suspects = {priority: asyncio.Lock() for priority in (1, 2)}
+
+    async def ask(
+        self,
+        question: Question,
+        take: Callable[[Answer], T],
+        *,
+        output_bytes: int,
+        priority: int,
+        request_id: str,
+        final: Callable[[TritonError], bool] = lambda error: False,
+    ) -> T:
+        """What ``take`` makes of the answer, tried again when Triton or the model died.
+
+        Args:
+            question: What to ask.
+            take: Copies what is wanted: the answer's memory is used again.
+            output_bytes: Most that the large output needs.
+            priority: 1 overtakes 2 between inferences.
+            request_id: Names the question in Triton's log.
+            final: Tells errors that are an answer, not a failure; they are raised at once.
+
+        Raises:
+            InferenceFailed: The model failed again and again.
+            ModelUnavailable: It could not be loaded for a long time.
+            TritonError: One that is ``final``.
+        """
+        failures = 0
+        while True:
+            started = time.perf_counter()
+            # A question that kills the model fails its neighbours too, so what failed is tried again one at a time.
+            alone = self._suspects[priority] if failures else contextlib.nullcontext()
+            try:
+                async with alone:
+                    if failures:
+                        await self._keeper.wait(check=True)
+                    taken = await self._once(question, take, output_bytes, priority, request_id)
+            except TritonError as error:
+                if final(error):
+                    raise
+                if error.status not in _TRANSIENT and "shared memory region" not in error.message:
+                    raise InferenceFailed(str(error)) from error
+                if not error.busy:  # waiting behind others, however long, is no failure
+                    failures += 1
+                if failures == ATTEMPTS:
+                    raise InferenceFailed(f"{failures} attempts, last: {error}") from error
+                telemetry.SEGMENT_RETRIES.labels(self.model, error.status).inc()
+                telemetry.log().warning("inference failed, trying again", status=error.status, failures=failures)
+                await asyncio.sleep(self._retry_seconds * 2**failures * random.uniform(0.5, 1.5))
+            else:
+                self._keeper.answered()
+                telemetry.SEGMENT_SECONDS.labels(self.model).observe(time.perf_counter() - started)
+                return taken
+
+    async def _once(
+        self, question: Question, take: Callable[[Answer], T], output_bytes: int, priority: int, request_id: str
+    ) -> T:
+        async with self._triton.region(question.samples.nbytes, output_bytes) as region:
+            if region is not None:
+                region.array(0, question.samples.shape)[:] = question.samples
+            answer = await self._triton.infer(
+                question, region=region, priority=priority, timeout=self.timeout, request_id=request_id
+            )
+            telemetry.SEGMENTS.labels(self.model, "inline" if region is None else "shared_memory").inc()
+            return take(answer)

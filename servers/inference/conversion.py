@@ -1,0 +1,205 @@
+"""Conversion of a voice as a stream of blocks: cut into chunks, infer, join; in memory are a few chunks.
+
+The chunks of one stream follow each other, because each begins with the phase in which the one before ended; those of
+many streams meet in Triton, where those of the same voice share a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_repository.rvc.chunks import HOP, Chunk, Converted, Cutter, Geometry, Joiner, Params
+from model_repository.rvc.live import LiveChunk
+from model_repository.rvc.loudness import LoudnessMatch
+from servers.inference.asking import Asker
+from servers.inference.keeper import ModelKeeper
+from servers.inference.triton import Answer, Question, Triton, TritonError
+from servers.inference.voices import VoiceFiles
+from servers.media.blocks import Block
+from servers.platform.settings import Settings
+
+T = TypeVar("T")
+
+LARGEST_RATE = 48_000  # of a voice
+_ASK_AGAIN_SECONDS = 0.05  # while a voice is loading; it doubles up to
+_ASK_AGAIN_AT_MOST = 1.0
+OTHERS = ("sung", "next_phase", "rate")
+_LOADING = "VOICE_LOADING"
+_STORE_AWAY = "VOICE_STORE"
+
+
+class VoiceUnavailable(Exception):
+    """The voice cannot be used. ``reason``: VOICE_NOT_FOUND, VOICE_REFUSED, VOICE_STORE or VOICE_LOADING."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the model made of one chunk, and the voice's frames per second."""
+
+    made: Converted
+    rate: int
+
+
+class Converter:
+    """Converts streams with the voices of one model on Triton; any number at once."""
+
+    def __init__(self, triton: Triton, keeper: ModelKeeper, settings: Settings) -> None:
+        self._triton = triton
+        self._asker = Asker(triton, keeper, settings)
+        self._patience = settings.model_load_timeout_seconds
+
+    async def convert(
+        self,
+        blocks: AsyncIterator[Block],
+        voice: VoiceFiles,
+        params: Params,
+        *,
+        rate: int,
+        rms_mix: float,
+        priority: int,
+        request_id: str,
+    ) -> AsyncGenerator[Block, None]:
+        """Convert a stream of mono blocks; frame k of the result is frame k of what was given.
+
+        Args:
+            blocks: [1, n], in order, all at ``rate``. Closing them is the caller's business.
+            voice: Whose files the model fetches if it does not have them.
+            params: Of the conversion.
+            rate: Frames per second of what is given and of the result.
+            rms_mix: 0: the loudness contour of what is given, 1: of the voice.
+            priority: 1 overtakes 2 between chunks.
+            request_id: Names this stream in Triton's log.
+
+        Yields:
+            Mono blocks, together exactly as long as what was given.
+
+        Raises:
+            InferenceFailed: The model failed again and again.
+            ModelUnavailable: It could not be loaded for a long time.
+            VoiceUnavailable: There is no such voice, or it cannot be loaded.
+        """
+        geometry = await self.geometry()
+        cutter = Cutter(rate, geometry, params)
+        joining: _Joining | None = None
+        phase, start = 0.0, 0
+        async for block, last in _with_last(blocks):
+            audio = np.zeros(0, np.float32) if block is None else block.samples[0]
+            pushed = await asyncio.to_thread(cutter.push, audio, last)
+            for chunk in pushed:
+                part = await self._convert(chunk, phase, voice, priority, f"{request_id}/{chunk.first}")
+                phase = part.made.phase
+                joining = joining or _Joining(rate, part.rate, geometry, rms_mix)
+                ready = await asyncio.to_thread(joining.push, chunk, part)
+                if ready.size:
+                    yield Block(ready[np.newaxis], rate, start)
+                    start += ready.size
+            if last and joining is not None:
+                rest = await asyncio.to_thread(joining.finish, cutter.pushed)
+                if rest.size:
+                    yield Block(rest[np.newaxis], rate, start)
+
+    async def geometry(self) -> Geometry:
+        """Sizes of the chunks that the model takes."""
+        given = await self._triton.parameters(self._asker.model)
+        return Geometry(**{name: int(given[name]) for name in ("core", "before", "after", "fade") if name in given})
+
+    async def pitch(self, audio: NDArray[np.float32], method: str, *, priority: int, request_id: str) -> Any:
+        """The f0 of a singer in Hz per 10 ms, 0 where unvoiced; ``audio``: mono at 16 kHz, at most 60 s."""
+        question = self._question(audio, {"action": "pitch", "method": method})
+        return await self._ask(question, lambda answer: answer.others["sung"].copy(), 4, priority, request_id)
+
+    async def live(self, chunk: LiveChunk, voice: VoiceFiles, *, priority: int, request_id: str) -> Part:
+        """Convert one window of a live stream; errors as of ``convert``."""
+        parameters = {**asdict(chunk.params), **voice.parameters, "action": "live"}
+        parameters |= {name: getattr(chunk, name) for name in ("first", "skip", "length", "advance")}
+        question = self._question(chunk.audio, parameters, chunk.phase, chunk.f0)
+        return await self._ask(question, _part, _most_bytes(chunk.length), priority, request_id)
+
+    async def _convert(self, chunk: Chunk, phase: float, voice: VoiceFiles, priority: int, request_id: str) -> Part:
+        parameters = {**asdict(chunk.params), **voice.parameters, "first": chunk.first}
+        question = self._question(chunk.audio, parameters, phase)
+        return await self._ask(question, _part, _most_bytes(len(chunk.audio) // HOP), priority, request_id)
+
+    def _question(
+        self,
+        audio: NDArray[np.float32],
+        parameters: dict[str, Any],
+        phase: float | None = None,
+        f0: NDArray[np.float64] | None = None,
+    ) -> Question:
+        inline: dict[str, NDArray[Any]] = {}
+        if phase is not None:
+            inline["phase"] = np.array([phase], np.float64)
+        if f0 is not None:
+            inline["f0"] = f0.astype(np.float32)
+        return Question(
+            self._asker.model, "audio", audio, "converted", inline=inline, others=OTHERS, parameters=parameters
+        )
+
+    async def _ask(
+        self, question: Question, take: Callable[[Answer], T], output_bytes: int, priority: int, request_id: str
+    ) -> T:
+        """As ``Asker.ask``, patient while the voice is loading or its files cannot be reached."""
+        give_up = time.monotonic() + self._patience
+        pause = _ASK_AGAIN_SECONDS
+        while True:
+            try:
+                return await self._asker.ask(
+                    question,
+                    take,
+                    output_bytes=output_bytes,
+                    priority=priority,
+                    request_id=request_id,
+                    final=lambda error: error.message.startswith("VOICE_"),
+                )
+            except TritonError as error:
+                reason, _, message = error.message.partition(":")
+                if reason not in (_LOADING, _STORE_AWAY) or time.monotonic() > give_up:
+                    raise VoiceUnavailable(reason, message.strip()) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _ASK_AGAIN_AT_MOST)
+
+
+def _most_bytes(frames: int) -> int:
+    return 4 * frames * (LARGEST_RATE // 100)
+
+
+def _part(answer: Answer) -> Part:
+    f0 = answer.others["sung"].astype(np.float64)
+    made = Converted(answer.samples.copy(), float(answer.others["next_phase"][0]), f0)
+    return Part(made, int(answer.others["rate"][0]))
+
+
+class _Joining:
+    """Converted chunks to one stream, with the loudness contour that was asked for."""
+
+    def __init__(self, given: int, made: int, geometry: Geometry, rms_mix: float) -> None:
+        self._geometry = geometry
+        self._joiner = Joiner(given, made, given, geometry)
+        self._loudness = LoudnessMatch(made // 100, rms_mix)
+
+    def push(self, chunk: Chunk, part: Part) -> NDArray[np.float32]:
+        core = slice(self._geometry.before * HOP, (self._geometry.before + self._geometry.core) * HOP)
+        return self._joiner.send(self._loudness.push(chunk.audio[core], self._joiner.push(part.made.audio)))
+
+    def finish(self, pushed: int) -> NDArray[np.float32]:
+        none = np.zeros(0, np.float32)
+        return self._joiner.send(self._loudness.push(none, none, last=True), pushed)
+
+
+async def _with_last(blocks: AsyncIterator[Block]) -> AsyncGenerator[tuple[Block | None, bool], None]:
+    """The blocks, then a None that is the last."""
+    async for block in blocks:
+        yield block, False
+    yield None, True

@@ -1,0 +1,171 @@
+"""CoverService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from contrafact.v1 import audio_pb2, cover_pb2, cover_pb2_grpc, job_pb2
+from google.protobuf import json_format
+
+from servers.inference.models import SEPARATION_MODELS
+from servers.orchestrator.api.creation import JobCreator
+from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
+from servers.orchestrator.api.live import ended_without, read_growing
+from servers.orchestrator.api.resources import (
+    find_track,
+    page_limit,
+    read_chunks,
+    read_time_token,
+    resource_id,
+    write_token,
+)
+from servers.orchestrator.api.voices import find_voice
+from servers.orchestrator.jobs import messages
+from servers.orchestrator.jobs.events import BEGINNING, EventHub
+from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
+from servers.orchestrator.voices.parameters import completed, completed_mix
+from servers.orchestrator.voices.store import VoiceStore
+from servers.platform.errors import invalid, not_found, precondition
+from servers.platform.identity import principal
+from servers.platform.interceptors import Context
+from servers.platform.settings import Settings
+from servers.storage import keys
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectStore
+
+
+async def find_cover(pool: Pool, name: str) -> Row:
+    """The caller's cover of that resource name, or NOT_FOUND."""
+    row = await pool.fetchrow(
+        "SELECT * FROM covers WHERE id = $1 AND owner = $2", resource_id("cover", name), principal().id
+    )
+    if row is None:
+        raise not_found("cover", name)
+    return row
+
+
+class CoverService(cover_pb2_grpc.CoverServiceServicer):
+    """Covers and the jobs that make them."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        store: JobStore,
+        creator: JobCreator,
+        hub: EventHub,
+        voices: VoiceStore,
+        settings: Settings,
+    ) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._store = store
+        self._creator = creator
+        self._hub = hub
+        self._voices = voices
+        self._settings = settings
+
+    async def CreateCover(
+        self, request: cover_pb2.CreateCoverRequest, context: Context
+    ) -> cover_pb2.CreateCoverResponse:
+        spec = job_pb2.CoverSpec()
+        spec.CopyFrom(request.spec)
+        spec.model = spec.model or self._settings.model
+        spec.format = spec.format or audio_pb2.AUDIO_FORMAT_FLAC
+        spec.conversion.CopyFrom(completed(spec.conversion))
+        spec.mix.CopyFrom(completed_mix(spec.mix))
+        if spec.model not in SEPARATION_MODELS:
+            raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
+
+        async def resources() -> tuple[UUID, UUID]:
+            track, voice = await find_track(self._pool, spec.track), await find_voice(self._voices, spec.voice)
+            if spec.conversion.speaker >= voice["speakers"]:
+                message = f"the voice has speakers 0 to {voice['speakers'] - 1}"
+                raise invalid("UNKNOWN_SPEAKER", message, "spec.conversion.speaker")
+            if spec.conversion.auto_octave and voice["pitch_median"] is None:
+                message = "the voice's pitch is not known; import it with a sample, or set its pitch_range"
+                raise precondition("VOICE_PITCH_UNKNOWN", message)
+            return track["id"], voice["id"]
+
+        job = await self._creator.create("COVER", spec, request.request_id, request.priority, resources)
+        return cover_pb2.CreateCoverResponse(job=job)
+
+    async def GetCover(self, request: cover_pb2.GetCoverRequest, context: Context) -> cover_pb2.GetCoverResponse:
+        return cover_pb2.GetCoverResponse(cover=_cover(await find_cover(self._pool, request.name)))
+
+    async def ListCovers(self, request: cover_pb2.ListCoversRequest, context: Context) -> cover_pb2.ListCoversResponse:
+        limit = page_limit(request.page_size)
+        created_at, cover_id = read_time_token(request.page_token) or (None, None)
+        rows = await self._pool.fetch(
+            """SELECT * FROM covers
+               WHERE owner = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
+                 AND ($4::uuid IS NULL OR track_id = $4) AND ($5::uuid IS NULL OR voice_id = $5)
+               ORDER BY created_at DESC, id DESC LIMIT $6""",
+            principal().id,
+            created_at,
+            cover_id,
+            resource_id("track", request.track) if request.track else None,
+            resource_id("voice", request.voice) if request.voice else None,
+            limit + 1,
+        )
+        token = ""
+        if len(rows) > limit:
+            rows = rows[:limit]
+            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        return cover_pb2.ListCoversResponse(covers=map(_cover, rows), next_page_token=token)
+
+    async def DeleteCover(
+        self, request: cover_pb2.DeleteCoverRequest, context: Context
+    ) -> cover_pb2.DeleteCoverResponse:
+        row = await find_cover(self._pool, request.name)
+        # The bytes first: a row without them can be deleted again, bytes without a row would stay for ever.
+        await self._objects.delete_prefix(keys.covers_prefix(row["id"]))
+        await self._pool.execute("DELETE FROM covers WHERE id = $1", row["id"])
+        return cover_pb2.DeleteCoverResponse()
+
+    async def DownloadCover(
+        self, request: cover_pb2.DownloadCoverRequest, context: Context
+    ) -> AsyncIterator[cover_pb2.DownloadCoverResponse]:
+        row = await find_cover(self._pool, request.name)
+        async for part in self._stored(row, request.offset):
+            yield cover_pb2.DownloadCoverResponse(chunk=part)
+
+    async def StreamCover(
+        self, request: cover_pb2.StreamCoverRequest, context: Context
+    ) -> AsyncIterator[cover_pb2.StreamCoverResponse]:
+        job = await find_job(self._store, request.job)
+        if job["kind"] != "COVER":
+            raise invalid("NOT_A_COVER", "the job does not make a cover", "job")
+        offset = request.offset
+        async with self._hub.listen(job["id"], BEGINNING) as listener:
+            while True:
+                # In this order: a cover that is stored between the two look-ups is found by the next round.
+                job = await find_job(self._store, request.job)
+                for row in await self._store.covers([job["id"]]):
+                    async for part in self._stored(row, offset):
+                        yield cover_pb2.StreamCoverResponse(chunk=part)
+                    yield cover_pb2.StreamCoverResponse(end=messages.artifact(row, ""), frames_ready=row["frames"])
+                    return
+                said_anything = False
+                async for part, ready in read_growing(self._pool, self._objects, job, "cover", offset):
+                    said_anything = True
+                    offset += len(part.data)
+                    yield cover_pb2.StreamCoverResponse(chunk=part, frames_ready=ready)
+                if job["state"] in FINAL_STATES:
+                    raise ended_without(job, "the cover")
+                if not said_anything:
+                    await listener.wait(SILENCE_SECONDS)
+
+    def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
+        return read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, f"covers/{row['id']}")
+
+
+def _cover(row: Row) -> cover_pb2.Cover:
+    return cover_pb2.Cover(
+        name=f"covers/{row['id']}",
+        spec=json_format.ParseDict(row["spec"], job_pb2.CoverSpec()),
+        artifact=messages.artifact(row, ""),
+        semitones=row["semitones"],
+        create_time=messages.timestamp(row["created_at"]),
+    )

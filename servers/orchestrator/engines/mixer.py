@@ -1,0 +1,213 @@
+"""The mixer as an asynchronous stream: many streams of blocks in, one out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from contrafact.engine.v1 import mixer_pb2, mixer_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from servers.media.blocks import BLOCK_FRAMES, Block
+from servers.platform import telemetry
+from servers.platform.server import CHANNEL_OPTIONS
+from servers.platform.settings import Settings
+from servers.platform.tasks import to_the_end, together
+
+# A mixer that was restarted is found again soon; gRPC would wait for up to two minutes between attempts.
+_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
+_MAX_READ_AHEAD_FRAMES = 4_194_304  # the server's own bound
+# A mix takes as long as its slowest input: this only ends what would never end.
+_DEADLINE_SECONDS, _DEADLINE_FACTOR = 3600.0, 20.0
+_FLOAT = np.dtype("<f4")
+
+
+class MixerError(Exception):
+    """The mixer refused or failed.
+
+    Attributes:
+        status: the gRPC status.
+        reason: UPPER_SNAKE_CASE, as the proto names it; MIXER_STALLED if it took nothing and gave nothing for too long;
+            "" if it could not say (it is gone, for example).
+        message: a sentence for people.
+    """
+
+    def __init__(self, status: grpc.StatusCode, reason: str, message: str) -> None:
+        super().__init__(f"mixer: {reason or status.name}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class Mixer:
+    """A connection to the mixer.
+
+    Args:
+        settings: where it is.
+        idle_seconds: a mixer that owes something and moves nothing for so long has failed; so long it may take to
+            come up, too.
+        read_ahead_seconds: no input is read further ahead of the slowest one. It must be more than what an input's
+            producer takes in of another input before it gives anything, or both wait for each other; at most 60.
+    """
+
+    def __init__(self, settings: Settings, *, idle_seconds: float = 30.0, read_ahead_seconds: float = 30.0) -> None:
+        self._url = settings.mixer_url
+        self._idle_seconds, self._read_ahead_seconds = idle_seconds, read_ahead_seconds
+        self._channel: grpc.aio.Channel
+
+    async def __aenter__(self) -> Self:
+        self._channel = grpc.aio.insecure_channel(self._url, options=[*CHANNEL_OPTIONS, *_RECONNECT])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def mix(
+        self, spec: mixer_pb2.MixSpec, inputs: Mapping[str, AsyncIterable[Block]]
+    ) -> AsyncGenerator[Block | mixer_pb2.MixReport, None]:
+        """Mix ``inputs``, read concurrently; memory does not grow with their length.
+
+        Args:
+            spec: what to mix; see the proto.
+            inputs: for each input of the spec, consecutive blocks from frame 0 with the spec's rate and channels.
+                Closing them remains the caller's business.
+
+        Yields:
+            The mix in order, in blocks of at most half a second, ``spec.frames`` in all; last the report.
+
+        Raises:
+            ValueError: the inputs are not those of the spec, or a block is not.
+            MixerError: the mixer refused, failed or is away.
+            Exception: what an input raises.
+        """
+        if {asked.name for asked in spec.inputs} != set(inputs):
+            raise ValueError(f"inputs {sorted(inputs)} are not those of the spec")
+        call: Any = mixer_pb2_grpc.MixerServiceStub(self._channel).Mix(
+            timeout=_DEADLINE_SECONDS + _DEADLINE_FACTOR * spec.frames / spec.sample_rate,
+            metadata=tuple(telemetry.outgoing_headers().items()),
+            wait_for_ready=True,
+        )
+        feed = _Feed(call, spec, self._read_ahead_seconds)
+        feeding = asyncio.create_task(feed.run(inputs))
+        reading: asyncio.Task[Any] | None = None
+        report = None
+        try:
+            while True:
+                reading = asyncio.create_task(call.read())
+                response = await self._answer(reading, feeding, feed)
+                if response is grpc.aio.EOF:
+                    break
+                if response.HasField("report"):
+                    report = response.report
+                    continue
+                samples = np.frombuffer(response.block.samples, _FLOAT).reshape(spec.channels, -1)
+                yield Block(samples.astype(np.float32, copy=False), spec.sample_rate, response.block.start)
+            if report is None:
+                raise MixerError(grpc.StatusCode.UNKNOWN, "", "the mix ended without a report")
+            yield report
+        except grpc.aio.AioRpcError as error:
+            for k in range(100):
+                if await call.code() is not grpc.StatusCode.INTERNAL: break
+                await asyncio.sleep(0.01)
+            raise MixerError(await call.code(), str(k), str(await call.trailing_metadata())[:60]) from error
+        finally:
+            call.cancel()
+            feeding.cancel()
+            await to_the_end(_ended(feeding, reading))
+
+    async def _answer(self, reading: asyncio.Task[Any], feeding: asyncio.Task[None], feed: _Feed) -> Any:
+        """What ``reading`` reads, unless the feeding fails or nothing moves."""
+        while True:
+            if feeding.done():
+                feeding.result()
+            written = feed.written
+            waiting = {reading} if feeding.done() else {reading, feeding}
+            done, _ = await asyncio.wait(waiting, timeout=self._idle_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if reading in done:
+                return reading.result()
+            if not done and (feeding.done() or (feed.writing and feed.written == written)):
+                message = f"nothing moved for {self._idle_seconds:g} s"
+                raise MixerError(grpc.StatusCode.DEADLINE_EXCEEDED, "MIXER_STALLED", message)
+
+
+class _Feed:
+    """Writes the inputs of one mix to its call, none of them too far ahead."""
+
+    def __init__(self, call: Any, spec: mixer_pb2.MixSpec, read_ahead_seconds: float) -> None:
+        self.written = 0  # messages
+        self._call, self._spec = call, spec
+        self._read_ahead = max(1, min(round(read_ahead_seconds * spec.sample_rate), _MAX_READ_AHEAD_FRAMES))
+        self._positions = [0] * len(spec.inputs)
+        self._moved = asyncio.Condition()
+        self._lock = asyncio.Lock()
+
+    @property
+    def writing(self) -> bool:
+        """Whether the mixer is to take something now."""
+        return self._lock.locked()
+
+    async def run(self, inputs: Mapping[str, AsyncIterable[Block]]) -> None:
+        """Write all there is; return early if the call ends, which its reader hears of."""
+        with contextlib.suppress(_CallEnded):
+            await self._write(mixer_pb2.MixRequest(spec=self._spec))
+            await together(*(self._input(place, inputs[asked.name]) for place, asked in enumerate(self._spec.inputs)))
+            await self._write(mixer_pb2.MixRequest(end=mixer_pb2.MixEnd()))
+            await self._call.done_writing()
+
+    async def _input(self, place: int, blocks: AsyncIterable[Block]) -> None:
+        name, spec = self._spec.inputs[place].name, self._spec
+        most = min(BLOCK_FRAMES, self._read_ahead)
+        async for block in blocks:
+            if (block.sample_rate, block.channels) != (spec.sample_rate, spec.channels):
+                raise ValueError(
+                    f"{name}: {block.channels} channels of {block.sample_rate} Hz are not what was announced"
+                )
+            for offset in range(0, block.frames, most):
+                part = block.samples[:, offset : offset + most]
+                await self._part(place, block.start + offset, part)
+        if self._positions[place] < spec.frames:
+            # The others would wait for it.
+            raise ValueError(f"{name}: ended after {self._positions[place]} of {spec.frames} frames")
+
+    async def _part(self, place: int, start: int, samples: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        end = start + samples.shape[1]
+        async with self._moved:
+            await self._moved.wait_for(lambda: end - min(self._positions) <= self._read_ahead)
+        data = samples.astype(_FLOAT, copy=False).tobytes()
+        block = mixer_pb2.InputBlock(input=place, start=start, samples=data)
+        await self._write(mixer_pb2.MixRequest(block=block))
+        async with self._moved:
+            self._positions[place] = end
+            self._moved.notify_all()
+
+    async def _write(self, request: mixer_pb2.MixRequest) -> None:
+        async with self._lock:
+            try:
+                await self._call.write(request)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                raise _CallEnded from None
+            self.written += 1
+
+
+class _CallEnded(Exception):
+    """The call ended while it was written to."""
+
+
+async def _ended(*tasks: asyncio.Task[Any] | None) -> None:
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+
+def _mixer_error(error: grpc.aio.AioRpcError) -> MixerError:
+    call: Any = error
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status is not None else ():
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    return MixerError(error.code(), info.reason, error.details() or "")

@@ -1,0 +1,115 @@
+"""The pipeline of COVER jobs; ``cover_stream`` is what it streams."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, suppress
+from pathlib import Path, PurePath
+
+from contrafact.v1 import job_pb2
+from google.protobuf import json_format
+
+from servers.inference.keeper import ModelKeeper
+from servers.inference.models import SEPARATION_MODELS
+from servers.inference.triton import TritonError
+from servers.inference.voices import VoiceModel
+from servers.media.encode import AudioFormat, Encoder
+from servers.orchestrator.jobs import messages
+from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.orchestrator.pipelines.cover_stream import CoverStream, Engines
+from servers.orchestrator.pipelines.covers import Covers, cover_id
+from servers.orchestrator.pipelines.failures import told_to_the_caller
+from servers.orchestrator.pipelines.growing import GrowingFile
+from servers.orchestrator.pipelines.recordings import FETCHED, Recordings, channels
+from servers.orchestrator.pipelines.stems import Stems
+from servers.orchestrator.voices.store import VoiceStore, files_of
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectStore
+
+MIXED = 0.98  # share of the whole work that is done then
+
+
+class CoverPipeline:
+    """Runs COVER jobs; ``keeper`` looks after the model that separates, ``voice_keeper`` the one that converts."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        recordings: Recordings,
+        stems: Stems,
+        engines: Engines,
+        keeper: ModelKeeper,
+        voice_keeper: ModelKeeper,
+        voices: VoiceModel,
+        voice_store: VoiceStore,
+    ) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._recordings = recordings
+        self._stems = stems
+        self._covers = Covers(pool, objects)
+        self._engines = engines
+        self._keeper = keeper
+        self._voice_keeper = voice_keeper
+        self._voices = voices
+        self._voice_store = voice_store
+
+    async def __call__(self, run: JobRun) -> None:
+        """Make the cover, unless the same was made before."""
+        spec = json_format.ParseDict(run.row["spec"], job_pb2.CoverSpec())
+        recording = await self._recordings.of(run)
+        voice_id = run.row["voice_id"]
+        voice = await self._voice_store.used(voice_id) if voice_id else None
+        if voice is None:
+            raise JobFailure("VOICE_DELETED", "the voice was deleted")
+        identity = cover_id(run.row["owner"], recording["sha256"], voice, spec)
+        if await self._covers.take(run, identity):
+            return
+        sha256, model = recording["sha256"], f"{spec.model}-{SEPARATION_MODELS[spec.model]}"
+        stored = await self._stems.exact(sha256, model, "vocals")
+        cover = self._growing(run, recording, "cover", messages.audio_format(spec.format), _tags(recording, voice))
+        with told_to_the_caller():
+            async with self._recordings.fetched(run, recording, *([stored["object_key"]] if stored else [])) as files:
+                await self._load(run, voice, separating=stored is None)
+                vocals: GrowingFile | Path
+                vocals = files[1] if stored else self._growing(run, recording, "vocals", AudioFormat.FLAC)
+                stream = CoverStream(self._engines, run, spec, recording, voice, files[0], vocals)
+                async with aclosing(stream.blocks()) as blocks:
+                    async for block in blocks:
+                        await cover.write(block.samples)
+                        await run.progress(FETCHED + (MIXED - FETCHED) * block.end / recording["frames"])
+                await cover.finish()
+            await run.stage("PUBLISH")
+            if isinstance(vocals, GrowingFile):
+                await self._stems.publish(run, recording, model, [vocals])
+            elif stored:
+                await self._stems.take(run, sha256, model, "vocals", AudioFormat(stored["format"]))
+            await self._covers.publish(run, identity, recording, cover, stream.semitones, stream.report)
+
+    async def _load(self, run: JobRun, voice: Row, *, separating: bool) -> None:
+        await run.stage("LOAD_MODEL")
+        await self._voice_keeper.wait()
+        with suppress(TritonError):  # else its first chunk loads it
+            await self._voices.warm(files_of(voice))
+        if separating:
+            await self._keeper.wait()
+
+    def _growing(
+        self, run: JobRun, recording: Row, name: str, audio_format: AudioFormat, tags: dict[str, str] | None = None
+    ) -> GrowingFile:
+        encoder = Encoder(
+            audio_format,
+            sample_rate=recording["sample_rate"],
+            channels=channels(recording),
+            frames=recording["frames"],
+            tags=tags,
+        )
+        return GrowingFile(run, self._pool, self._objects, name, audio_format, encoder)
+
+
+def _tags(recording: Row, voice: Row) -> dict[str, str]:
+    return {
+        "title": PurePath(recording["display_name"]).stem,
+        "artist": voice["display_name"],
+        "comment": "A cover made with Contrafact",
+    }

@@ -1,0 +1,133 @@
+"""What jobs work on: the recording of their track, fetched for as long as they need it, and as streams of blocks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servers.inference.separation import CHANNELS, SAMPLE_RATE, SOURCES, Level, Separated, Separator
+from servers.media.blocks import Block
+from servers.media.decode import decode
+from servers.media.resample import resample, resampled_frames
+from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.platform.settings import Settings
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectMissing, ObjectStore
+
+FETCHED = 0.01  # share of the whole work that is done then
+
+Samples = NDArray[np.float32]
+
+
+class Recordings:
+    """Finds and fetches what jobs work on."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore, settings: Settings) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._folder = settings.temporary_folder
+
+    async def of(self, run: JobRun) -> Row:
+        """The recording of the job's track, and the track's ``display_name``."""
+        row = await self._pool.fetchrow(
+            "SELECT r.*, t.display_name FROM recordings r JOIN tracks t USING (sha256) WHERE t.id = $1",
+            run.row["track_id"],
+        )
+        if row is None:
+            raise JobFailure("TRACK_DELETED", "the track was deleted")
+        return row
+
+    @asynccontextmanager
+    async def fetched(self, run: JobRun, recording: Row, *more: str) -> AsyncIterator[list[Path]]:
+        """The stage FETCH: files with the recording and with the objects ``more``, for as long as the context lasts."""
+        with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._folder) as folder:
+            await run.stage("FETCH")
+            paths = []
+            for number, key in enumerate((recording["object_key"], *more)):
+                path = Path(folder) / str(number)
+                try:
+                    await self._objects.fetch(key, path)
+                except ObjectMissing as error:
+                    raise JobFailure("TRACK_DELETED", "the track's bytes are gone") from error
+                paths.append(path)
+            await run.progress(FETCHED)
+            yield paths
+
+
+def channels(recording: Row) -> int:
+    """Channels of what is made of a recording: mono stays mono, all else becomes stereo."""
+    return min(int(recording["channels"]), CHANNELS)
+
+
+async def separated(
+    separator: Separator, run: JobRun, recording: Row, source: Path
+) -> AsyncGenerator[dict[str, Block], None]:
+    """The sources of a recording by name, as blocks of its own rate and channels, in order."""
+    rate, frames = recording["sample_rate"], recording["frames"]
+    level = Level(recording["mean"], recording["std"])
+    model_frames = max(1, resampled_frames(frames, rate, SAMPLE_RATE))
+    async with AsyncExitStack() as streams:
+        decoded = decode(source)
+        streams.push_async_callback(decoded.aclose)
+        resampled = resample(decoded, SAMPLE_RATE, frames=model_frames)
+        streams.push_async_callback(resampled.aclose)
+        stereo = _stereo(resampled)
+        streams.push_async_callback(stereo.aclose)
+        name = f"{run.id}/{run.attempt}"
+        segments = separator.separate(stereo, model_frames, level, priority=run.priority, request_id=name)
+        streams.push_async_callback(segments.aclose)
+        side_by_side = _as_blocks(segments)
+        streams.push_async_callback(side_by_side.aclose)
+        blocks = resample(side_by_side, rate, frames=frames)
+        streams.push_async_callback(blocks.aclose)
+        async for block in blocks:
+            yield {source: _part(block, index, channels(recording)) for index, source in enumerate(SOURCES)}
+
+
+class FrameReader:
+    """Reads a stream of blocks by a number of frames of one's own choice."""
+
+    def __init__(self, blocks: AsyncIterator[Block]) -> None:
+        self._blocks = blocks
+        self._rest: list[Samples] = []
+
+    async def take(self, frames: int) -> Samples:
+        """The next ``frames`` frames [channels, frames]; raises ValueError if there are fewer."""
+        taken: list[Samples] = []
+        while frames:
+            if not self._rest:
+                block = await anext(self._blocks, None)
+                if block is None:
+                    raise ValueError(f"the stream ended {frames} frames early")
+                self._rest.append(block.samples)
+            samples = self._rest.pop()
+            if samples.shape[1] > frames:
+                self._rest.append(samples[:, frames:])
+                samples = samples[:, :frames]
+            taken.append(samples)
+            frames -= samples.shape[1]
+        return np.concatenate(taken, axis=1)
+
+
+async def _stereo(blocks: AsyncIterator[Block]) -> AsyncGenerator[Block, None]:
+    """Mono blocks with both channels alike; stereo blocks as they are."""
+    async for block in blocks:
+        samples = np.repeat(block.samples, CHANNELS, axis=0) if block.channels == 1 else block.samples
+        yield Block(samples, block.sample_rate, block.start)
+
+
+async def _as_blocks(segments: AsyncIterator[Separated]) -> AsyncGenerator[Block, None]:
+    """All channels of all sources side by side, so that one resampler serves them."""
+    async for part in segments:
+        yield Block(part.samples.reshape(len(SOURCES) * CHANNELS, -1), SAMPLE_RATE, part.start)
+
+
+def _part(block: Block, index: int, wanted: int) -> Block:
+    """The source ``index`` of a block of all sources, with ``wanted`` channels."""
+    samples = block.samples[index * CHANNELS : (index + 1) * CHANNELS]
+    return Block(samples if wanted == CHANNELS else samples.mean(axis=0, keepdims=True), block.sample_rate, block.start)
