@@ -2,7 +2,7 @@
 
     folder/{voice}/{sha256}.pth, .index     complete files; their time of change is that of their last use
     folder/{voice}/{sha256}.pth.part        one that is being fetched, of its final size at once, so that it counts
-    folder/.locks/                          a voice's lock (256 at most: some share one), held while its files are used
+    folder/.locks/{voice}                   held while its files are used, and gone with them
 
 Without an object store the folder is a library that somebody else fills: nothing in it is ever changed.
 """
@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,15 @@ class Files:
         stopping: ends waits when set.
     """
 
-    def __init__(self, folder: Path, limit: int = LIMIT, store: Store | None = None, stopping: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit: int = LIMIT,
+        store: Store | None = None,
+        stopping: threading.Event | None = None,
+    ) -> None:
         self.folder, self.limit, self._store = folder, limit, store
-        self._stopping: threading.Event = stopping or threading.Event()
+        self._stopping = stopping or threading.Event()
         self._doomed: set[str] = set()  # voices to be removed that were in use
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,13 +92,19 @@ class Files:
         """End what is being fetched."""
         self._stopping.set()
 
-    def _lock(self, voice: str, seconds: float) -> AbstractContextManager[Any]:
-        """A voice's lock, taken at once and given back at the end of a ``with``; Timeout if it is not free in time."""
+    @contextmanager
+    def _lock(self, voice: str, seconds: float) -> Iterator[None]:
+        """Hold a voice's lock; Timeout if it is not free in time."""
         if self._store is None:
-            return nullcontext()
-        name = hashlib.sha256(voice.encode()).hexdigest()[:2]
-        lock = FileLock(self.folder / ".locks" / name)
-        return lock.acquire(timeout=seconds, cancel_check=self._stopping.is_set)
+            yield
+            return
+        file = self.folder / ".locks" / voice
+        with FileLock(file).acquire(timeout=seconds, cancel_check=self._stopping.is_set):
+            try:
+                yield
+            finally:
+                if not (self.folder / voice).exists():
+                    file.unlink(missing_ok=True)  # the last act: who waits for this file will make another
 
     def _ready(self, key: Key) -> tuple[Path, Path | None]:
         """Both files, fetched if need be. Call with the voice's lock held."""
@@ -160,7 +172,7 @@ class Files:
 
     def _reserve(self, part: Path, size: int, keep: list[Path]) -> None:
         """Make ``part`` with so many bytes, after others have left for it."""
-        with FileLock(self.folder / ".locks" / "room", timeout=LOCK_SECONDS):
+        with FileLock(self.folder / ".room", timeout=LOCK_SECONDS):
             found = sorted(self._all(), key=lambda one: one[1].st_mtime_ns)
             total = sum(status.st_size for _, status in found)
             for path, status in found:

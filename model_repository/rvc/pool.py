@@ -11,113 +11,21 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
 from .loader import Key, VoiceLoading
-
-MAX_CAPACITY = 1000
-MAX_IDLE_SECONDS = 7 * 86_400.0
-
-
-class Sized(Protocol):
-    """What the pool needs of a voice."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        ...
-
+from .residents import STRATEGIES, Counters, Entry, PoolSettings, Sized
 
 V = TypeVar("V", bound=Sized)
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """How the pool works.
-
-    Args:
-        enabled: whether voices stay; if not, each is loaded for those who wait for it and leaves when used once.
-        capacity: most voices at once, 1..1000.
-        idle_seconds: a voice that nobody asked for in that time leaves; up to 7 days.
-        strategy: who leaves a full pool, a key of `STRATEGIES`.
-
-    Raises:
-        ValueError: a value is none of these.
-    """
-
-    enabled: bool = True
-    capacity: int = 10
-    idle_seconds: float = 1800.0
-    strategy: str = "lru"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.enabled, bool):
-            raise ValueError(f"enabled is {self.enabled!r:.80}, must be true or false")
-        if type(self.capacity) is not int or not 1 <= self.capacity <= MAX_CAPACITY:
-            raise ValueError(f"capacity is {self.capacity!r:.80}, must be a whole number, 1..{MAX_CAPACITY}")
-        if type(self.idle_seconds) not in (int, float) or not 0 < self.idle_seconds <= MAX_IDLE_SECONDS:
-            raise ValueError(f"idle_seconds is {self.idle_seconds!r:.80}, must be above 0, up to {MAX_IDLE_SECONDS:g}")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy is {self.strategy!r:.80}, must be one of: {', '.join(STRATEGIES)}")
-
-    def changed(self, changes: Mapping[str, Any]) -> PoolSettings:
-        """These settings with some others; ValueError if one is unknown or wrong."""
-        known = [field.name for field in fields(self)]
-        if unknown := set(changes) - set(known):
-            raise ValueError(f"unknown settings of the pool: {sorted(unknown)!r:.80}; there are: {', '.join(known)}")
-        return replace(self, **changes)
-
-
-@dataclass
-class Counters:
-    """What has happened since the process began. ``inserted`` is ``evicted``, ``expired`` and what is warm together.
-
-    reused: uses of voices after each one's first use. inserted: voices loaded. evicted: had to leave, for another, on
-    demand, or because the pool is disabled. expired: left because nobody asked for them. failed: could not be loaded.
-    load_seconds: spent on those inserted.
-    """
-
-    reused: int = 0
-    inserted: int = 0
-    evicted: int = 0
-    expired: int = 0
-    failed: int = 0
-    load_seconds: float = 0.0
-
-
-@dataclass
-class _Entry(Generic[V]):
-    """A warm voice: ``used`` or loaded last at, ``asked`` for last at (also by `Pool.warm`), in the clock's seconds."""
-
-    key: Key
-    voice: V
-    loaded: float
-    used: float
-    asked: float
-    load_seconds: float
-    uses: int = 0
-
-
-def _least_used(entries: Sequence[_Entry[Any]]) -> _Entry[Any]:
-    return min(entries[: (len(entries) + 1) // 2], key=lambda entry: entry.uses)
-
-
-# Of voices in the order of their last use, the one to leave. Loading ahead is no use but renews the time to live: that
-# is the difference between the first two.
-STRATEGIES: dict[str, Callable[[Sequence[_Entry[Any]]], _Entry[Any]]] = {
-    "lru": lambda entries: entries[0],
-    "ttl": lambda entries: min(entries, key=lambda entry: entry.asked),
-    "lru+lfu": _least_used,
-}
 
 
 @dataclass
 class _State(Generic[V]):
     """All that changes, guarded by the pool's condition."""
 
-    warm: OrderedDict[Key, _Entry[V]] = field(default_factory=OrderedDict)  # the least recently used first
+    warm: OrderedDict[Key, Entry[V]] = field(default_factory=OrderedDict)  # the least recently used first
     queued: deque[Key] = field(default_factory=deque)
     loading: dict[Key, bool] = field(default_factory=dict)  # False: its result is no longer wanted
     failures: dict[Key, tuple[Exception, float]] = field(default_factory=dict)
@@ -125,7 +33,7 @@ class _State(Generic[V]):
 
 
 class Pool(Generic[V]):
-    """Voices by key, loaded by threads of its own. All methods may be called from any thread, and none waits.
+    """Voices by key, loaded by threads of its own. Any thread may call its methods; none but `close` waits.
 
     Args:
         load: makes a voice; called by the threads.
@@ -229,9 +137,9 @@ class Pool(Generic[V]):
                 {
                     **asdict(entry.key),
                     "state": "WARM",
-                    "bytes": entry.voice.bytes,
+                    "bytes": entry.bytes,
                     "uses": entry.uses,
-                    "idle_seconds": now - entry.asked,
+                    "idle_seconds": now - entry.used,
                     "load_seconds": entry.load_seconds,
                 }
                 for entry in state.warm.values()
@@ -242,7 +150,7 @@ class Pool(Generic[V]):
             counters = asdict(self.counters)
             return {"process": self.process, **asdict(self.settings), "voices": voices, "counters": counters}
 
-    def close(self, seconds: float = 10.0) -> None:
+    def close(self, seconds: float = 5.0) -> None:
         """Load no more, forget everything, and wait so long for a load under way, which cannot be interrupted."""
         with self._changed:
             self._state = _State(closed=True)
@@ -255,7 +163,10 @@ class Pool(Generic[V]):
         state = self._state
         if failure := state.failures.get(key):
             raise failure[0].with_traceback(None)
-        if key in state.loading or key in state.queued:
+        if key in state.loading:
+            state.loading[key] = True  # wanted again, if it was not
+            return
+        if key in state.queued:
             return
         if state.closed or len(state.queued) >= self._queue:
             raise VoiceLoading("the model is stopping" if state.closed else "too many voices wait for it; ask again")
@@ -274,7 +185,7 @@ class Pool(Generic[V]):
         while len(state.warm) > self.settings.capacity and self._push_out(now):
             pass
 
-    def _free(self, now: float) -> list[_Entry[V]]:
+    def _free(self, now: float) -> list[Entry[V]]:
         """Voices that may leave, the least recently used first."""
         return [entry for entry in self._state.warm.values() if entry.uses or now - entry.loaded >= self._pin]
 
@@ -321,6 +232,7 @@ class Pool(Generic[V]):
         begin = self._clock()
         try:
             voice = self._load(key)
+            size = voice.bytes
         except Exception as error:
             with self._changed:
                 if self._state.loading.pop(key, False):
@@ -333,7 +245,7 @@ class Pool(Generic[V]):
                 self._tidy()
                 if self._make_room(key):
                     now = self._clock()
-                    self._state.warm[key] = _Entry(key, voice, now, now, now, taken)
+                    self._state.warm[key] = Entry(key, voice, size, now, now, now, taken)
                     self.counters.inserted += 1
                     self.counters.load_seconds += taken
                     break

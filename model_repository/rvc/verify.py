@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def _limit() -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     sys.dont_write_bytecode = True
+    # Libraries look for folders to write to when they are imported, and fail if there are none; this one exists.
+    tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.sep
     for kind, value in (
         (resource.RLIMIT_DATA, MEMORY),  # not the address space: torch maps far more than it uses
         (resource.RLIMIT_FSIZE, 0),

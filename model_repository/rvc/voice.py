@@ -15,6 +15,8 @@ from .checkpoint import MAX_BYTES, CheckpointError, Source, read
 from .retrieval import Index
 from .synthesizer import FEATURES, Synthesizer
 
+ENCODERS = ("contentvec", "hubert_base", "hubert", "")  # names that files give to the one we have
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -99,6 +101,9 @@ def load(
         CheckpointError: a file is refused; its ``reason`` is for programs, its text for the user.
     """
     file = read(weights, limit=limit)
+    # Some trainers offer others, and say so; with this one such a voice would sing nonsense.
+    if file.get("embedder_model", "contentvec") not in ENCODERS:
+        raise CheckpointError("OTHER_ENCODER", "the voice was trained on another content encoder than ContentVec")
     synthesizer = Synthesizer.load(file)
     found = Index.load(index, FEATURES[synthesizer.config.version], limit) if index is not None else None
     network = synthesizer.to(device=device, dtype=dtype)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_repository.rvc.chunks import HOP, Chunk, Converted, Cutter, Geometry, Joiner, Params
+from model_repository.rvc.chunks import HOP, Chunk, Converted, Cutter, Geometry, Joiner, Params, is_silent, silence
 from model_repository.rvc.live import LiveChunk
 from model_repository.rvc.loudness import LoudnessMatch
 from servers.inference.asking import Asker
@@ -65,6 +65,7 @@ class Converter:
         voice: VoiceFiles,
         params: Params,
         *,
+        voice_rate: int,
         rate: int,
         rms_mix: float,
         priority: int,
@@ -76,6 +77,7 @@ class Converter:
             blocks: [1, n], in order, all at ``rate``. Closing them is the caller's business.
             voice: Whose files the model fetches if it does not have them.
             params: Of the conversion.
+            voice_rate: Frames per second of the voice.
             rate: Frames per second of what is given and of the result.
             rms_mix: 0: the loudness contour of what is given, 1: of the voice.
             priority: 1 overtakes 2 between chunks.
@@ -91,23 +93,22 @@ class Converter:
         """
         geometry = await self.geometry()
         cutter = Cutter(rate, geometry, params)
-        joining: _Joining | None = None
+        joining = _Joining(rate, voice_rate, geometry, rms_mix)
         phase, start = 0.0, 0
-        async for block, last in _with_last(blocks):
+        async for block in _and_none(blocks):
+            last = block is None
             audio = np.zeros(0, np.float32) if block is None else block.samples[0]
-            pushed = await asyncio.to_thread(cutter.push, audio, last)
-            for chunk in pushed:
-                part = await self._convert(chunk, phase, voice, priority, f"{request_id}/{chunk.first}")
-                phase = part.made.phase
-                joining = joining or _Joining(rate, part.rate, geometry, rms_mix)
-                ready = await asyncio.to_thread(joining.push, chunk, part)
-                if ready.size:
-                    yield Block(ready[np.newaxis], rate, start)
-                    start += ready.size
-            if last and joining is not None:
-                rest = await asyncio.to_thread(joining.finish, cutter.pushed)
-                if rest.size:
-                    yield Block(rest[np.newaxis], rate, start)
+            for chunk in await asyncio.to_thread(cutter.push, audio, last):
+                if is_silent(chunk):  # the model would take as long for it as for singing
+                    made = silence(geometry, voice_rate, phase)
+                else:
+                    made = await self._convert(chunk, phase, voice, priority, f"{request_id}/{chunk.first}")
+                phase = made.phase
+                await asyncio.to_thread(joining.push, chunk, made)
+            ready = await asyncio.to_thread(joining.take, cutter.pushed if last else None)
+            if ready.size:
+                yield Block(ready[np.newaxis], rate, start)
+                start += ready.size
 
     async def geometry(self) -> Geometry:
         """Sizes of the chunks that the model takes."""
@@ -126,10 +127,13 @@ class Converter:
         question = self._question(chunk.audio, parameters, chunk.phase, chunk.f0)
         return await self._ask(question, _part, _most_bytes(chunk.length), priority, request_id)
 
-    async def _convert(self, chunk: Chunk, phase: float, voice: VoiceFiles, priority: int, request_id: str) -> Part:
+    async def _convert(
+        self, chunk: Chunk, phase: float, voice: VoiceFiles, priority: int, request_id: str
+    ) -> Converted:
         parameters = {**asdict(chunk.params), **voice.parameters, "first": chunk.first}
         question = self._question(chunk.audio, parameters, phase)
-        return await self._ask(question, _part, _most_bytes(len(chunk.audio) // HOP), priority, request_id)
+        part = await self._ask(question, _part, _most_bytes(len(chunk.audio) // HOP), priority, request_id)
+        return part.made
 
     def _question(
         self,
@@ -185,21 +189,27 @@ class _Joining:
     """Converted chunks to one stream, with the loudness contour that was asked for."""
 
     def __init__(self, given: int, made: int, geometry: Geometry, rms_mix: float) -> None:
-        self._geometry = geometry
+        self._core = slice(geometry.before * HOP, (geometry.before + geometry.core) * HOP)
         self._joiner = Joiner(given, made, given, geometry)
         self._loudness = LoudnessMatch(made // 100, rms_mix)
+        self._matched: list[NDArray[np.float32]] = []
 
-    def push(self, chunk: Chunk, part: Part) -> NDArray[np.float32]:
-        core = slice(self._geometry.before * HOP, (self._geometry.before + self._geometry.core) * HOP)
-        return self._joiner.send(self._loudness.push(chunk.audio[core], self._joiner.push(part.made.audio)))
+    def push(self, chunk: Chunk, made: Converted) -> None:
+        """Take a chunk and what became of it."""
+        self._matched.append(self._loudness.push(chunk.audio[self._core], self._joiner.push(made.audio)))
 
-    def finish(self, pushed: int) -> NDArray[np.float32]:
-        none = np.zeros(0, np.float32)
-        return self._joiner.send(self._loudness.push(none, none, last=True), pushed)
+    def take(self, pushed: int | None) -> NDArray[np.float32]:
+        """What is ready; all, when it is known how many frames were given in all."""
+        if pushed is not None:
+            none = np.zeros(0, np.float32)
+            self._matched.append(self._loudness.push(none, none, last=True))
+        ready = np.concatenate([np.zeros(0, np.float32), *self._matched])
+        self._matched.clear()
+        return self._joiner.send(ready, pushed) if ready.size or pushed is not None else ready
 
 
-async def _with_last(blocks: AsyncIterator[Block]) -> AsyncGenerator[tuple[Block | None, bool], None]:
-    """The blocks, then a None that is the last."""
+async def _and_none(blocks: AsyncIterator[Block]) -> AsyncGenerator[Block | None, None]:
+    """The blocks, and then None."""
     async for block in blocks:
-        yield block, False
-    yield None, True
+        yield block
+    yield None

@@ -13,11 +13,11 @@ app = typer.Typer(help="Fetch, verify and list the weights of models.")
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="For example htdemucs.")] = "htdemucs",
+    names: Annotated[list[str], typer.Argument(help="For example htdemucs.", show_default=False)],
     force: Annotated[bool, typer.Option(help="Fetch although the cache has it.")] = False,
 ) -> None:
     """Bring weights into the cache, verified, and print where they are."""
-    raise typer.Exit(main(["fetch", name, *(["--force"] if force else [])]))
+    raise typer.Exit(main(["fetch", *names, *(["--force"] if force else [])]))
 
 
 @app.command("list")

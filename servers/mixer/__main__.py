@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+
+# Mixes share the cores among them; OpenBLAS's own threads only wait for each other (half the speed). It reads this when
+# NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from contrafact.engine.v1 import mixer_pb2, mixer_pb2_grpc
 

@@ -1,9 +1,10 @@
-"""A misbehaving peer and a wire that can be cut, each fresh for every test."""
+"""A misbehaving peer and a wire that can be cut, each fresh for every test; and a voice of the real stack."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -14,9 +15,11 @@ from contrafact.v1.cover_pb2_grpc import add_CoverServiceServicer_to_server
 from contrafact.v1.job_pb2_grpc import add_JobServiceServicer_to_server
 from contrafact.v1.stem_pb2_grpc import add_StemServiceServicer_to_server
 from contrafact.v1.track_pb2_grpc import add_TrackServiceServicer_to_server
+from contrafact.v1.voice_pb2 import Voice
 from contrafact.v1.voice_pb2_grpc import add_VoiceServiceServicer_to_server
 from contrafact.v1.voice_pool_pb2_grpc import add_VoicePoolServiceServicer_to_server
 
+from servers.local import Stack
 from tests.clients.faulty_peer import QUICK, Peer, Wire
 from tests.clients.faulty_voices import VoicePeer
 
@@ -75,3 +78,23 @@ async def wire(peer: Peer) -> AsyncIterator[Wire]:
     made.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     yield made
     server.close()
+
+
+@pytest_asyncio.fixture
+async def real_client(stack: Stack) -> AsyncIterator[Client]:
+    """A client of the real stack, where a voice is a gain of a half."""
+    async with Client(stack.api_address) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="session")
+async def singer(stack: Stack) -> AsyncIterator[Voice]:
+    """A voice of the real stack, with a name of its own."""
+    from tests.orchestrator.voice_files import index, sample, weights  # torch comes with it
+
+    async with Client(stack.api_address) as client:
+        voice = await client.import_voice(
+            weights(), index(), sample(), display_name=f"Singer {uuid.uuid4()}", language="en", tags=("for tests",)
+        )
+        yield voice
+        await client.delete_voice(voice, cancel_jobs=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
-from contrafact.v1 import artifact_pb2, conversion_pb2, cover_pb2, job_pb2, voice_pb2, voice_pool_pb2
+from contrafact.v1 import artifact_pb2, audio_pb2, conversion_pb2, cover_pb2, job_pb2, voice_pb2, voice_pool_pb2
 from contrafact.v1.conversion_pb2_grpc import ConversionServiceServicer
 from contrafact.v1.cover_pb2_grpc import CoverServiceServicer
 from contrafact.v1.voice_pb2_grpc import VoiceServiceServicer
@@ -22,7 +22,11 @@ COVER = "covers/00000000-0000-4000-8000-000000000004"
 
 def cover_artifact(data: bytes) -> artifact_pb2.Artifact:
     return artifact_pb2.Artifact(
-        name=COVER, format=1, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), frames=len(data)
+        name=COVER,
+        format=audio_pb2.AUDIO_FORMAT_FLAC,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        frames=len(data),
     )
 
 

@@ -14,26 +14,11 @@ from typing import Any
 import pytest
 from contrafact.v1 import audio_pb2, job_pb2, stem_pb2
 
+from tests.clients.command import RUN, contrafact, start
 from tests.clients.faulty_peer import JOB, TRACK, Peer, artifact, chunk, fault
 
 pytestmark = pytest.mark.asyncio
 DATA = os.urandom(3000)
-RUN = "from contrafact._cli import main; main()"
-
-
-async def start(*arguments: str, code: str = RUN, **environment: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, *arguments,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
-    )  # fmt: skip
-
-
-async def contrafact(*arguments: str, **more: Any) -> tuple[int, str, str]:
-    process = await start(*arguments, **more)
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 @pytest.fixture

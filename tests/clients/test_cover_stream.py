@@ -49,7 +49,7 @@ async def test_sends_what_was_asked_for(peer: VoicePeer, client: Client) -> None
     assert second.spec.conversion.auto_octave
     assert not second.spec.mix.HasField("match_loudness")
     for wrong in ({"semitones": "high"}, {"pitch_method": "crepe"}, {"format": "aac"}):
-        with pytest.raises(ValueError, match="no key|choose from"):
+        with pytest.raises(ValueError, match=r"no key|choose from"):
             await client.cover(TRACK, VOICE, **wrong)  # type: ignore[arg-type]
 
 

@@ -59,13 +59,14 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 async def test_blocks_come_back_in_order(peer: VoicePeer, client: Client) -> None:
     floats = array.array("f", range(6))
-    blocks = Blocks(b"abcd", b"", floats, memoryview(floats).cast("B").cast("f", (6, 1)), bytes(600_000))
+    column, every_other = memoryview(floats).cast("B").cast("f", (6, 1)), memoryview(floats)[::2]
+    blocks = Blocks(b"abcd", b"", floats, column, every_other, bytes(600_000))
     async with client.convert_voice(VOICE, blocks, 16_000, semitones=12, block_seconds=0.1) as live:
         assert (live.delay_seconds, live.block_frames) == (0.3, 4)
         got = [each async for each in live]
     config, *_ = peer.of(conversion_pb2.ConvertVoiceConfig)
     assert (config.voice, config.sample_rate, config.conversion.semitones) == (VOICE, 16_000, 12)
-    assert bytes(peer.heard) == b"abcd" + floats.tobytes() * 2 + bytes(600_000)
+    assert bytes(peer.heard) == b"abcd" + floats.tobytes() * 2 + every_other.tobytes() + bytes(600_000)
     assert got[0] == b"dcba"
     assert len(b"".join(got)) == len(peer.heard)
     assert blocks.closed

@@ -71,7 +71,7 @@ async def mixer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mixer
     await process.child.start()
     yield process
     await process.child.stop()
-    assert not [line for line in process.log() if line["level"] in ("error", "critical")]
+    assert not [line for line in process.log() if line["event"] == "failed"]
 
 
 @pytest.fixture

@@ -27,6 +27,9 @@ import torch
 from contrafact.v1 import voice_pb2
 
 from servers.local import Stack, running_stack
+from servers.orchestrator.voices.children import ChildFailed, ChildTimeout, ask
+from servers.orchestrator.voices.verification import _verdict
+from servers.platform.errors import ApiError
 from servers.platform.settings import Settings
 from servers.storage.objects import ObjectStore
 from tests.conftest import FAKE_MODELS, stack_settings
@@ -107,7 +110,7 @@ def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
 
 def hidden(folder: Path) -> bytes:
     """A good voice, but for its remark."""
-    return archive(pickle.dumps({**{key: None for key in checkpoint()}, "info": system(folder)}))
+    return archive(pickle.dumps({**dict.fromkeys(checkpoint()), "info": system(folder)}))
 
 
 def nested(folder: Path) -> bytes:
@@ -262,7 +265,7 @@ TABLE = [
     # Index and sample.
     Row("index of another dimension", beside(OTHER_INDEX), BAD, "WRONG_SHAPES", "index"),
     Row("index is garbage", beside(SOME), BAD, "NOT_AN_INDEX", "index"),
-    Row("index is cut", beside(index()[:100_000]), BAD, "NOT_AN_INDEX", "index"),
+    Row("index is cut", beside(index()[:100_000]), BAD, "WRONG_FORMAT", "index"),
     Row("sample is no audio", beside(sample_file=SOME), BAD, "NOT_AUDIO", "sample"),
     Row("sample too short", beside(sample_file=sample(0.5)), BAD, "TOO_SHORT", "sample"),
     Row("sample too long", beside(sample_file=sample(61)), BAD, "TOO_LONG", "sample"),
@@ -529,6 +532,48 @@ def test_the_bombs_are_live(bomb: Callable[[Path], Any], tmp_path: Path) -> None
     if callable(thing):
         thing().close()
     assert (tmp_path / CANARY).exists()
+
+
+def children() -> list[psutil.Process]:
+    """Of this process, those that ``ask`` has started."""
+    return [child for child in psutil.Process().children() if "http.server" in child.cmdline()]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_program_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, cancelled: bool) -> None:
+    monkeypatch.setenv("CONTRAFACT_S3_SECRET_KEY", "secret")
+    asking = asyncio.create_task(ask("http.server", ["0", "--bind", "127.0.0.1"], 60.0 if cancelled else 1.0))
+    while not children():
+        await asyncio.sleep(0.01)
+    child = children()[0]
+    assert "CONTRAFACT_S3_SECRET_KEY" not in child.environ()
+    assert os.getsid(child.pid) == child.pid
+    if cancelled:
+        asking.cancel()
+    with pytest.raises(asyncio.CancelledError if cancelled else ChildTimeout):
+        await asking
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("platform", []), ("json.tool", ["/dev/null"]), ("no.such.module", []), ("this", [])]
+)
+async def test_a_program_that_answers_nonsense(module: str, arguments: list[str]) -> None:
+    with pytest.raises(ChildFailed):
+        await ask(module, arguments, 30)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(None, [], "ok", {}, {"ok": 1}, {"ok": True}, {"ok": False, "reason": "'; --", "message": ""}),
+        {"ok": True, "version": "v2", "rate": "x", "f0": True, "speakers": 1, "vectors": 0},
+    ],
+)
+def test_an_answer_that_no_verifier_gives(answer: Any) -> None:
+    with pytest.raises(ApiError) as refusal:
+        _verdict(answer)
+    assert (refusal.value.code, refusal.value.reason) == (BAD, "VERIFICATION_CRASHED")
 
 
 async def test_so_many_at_once(voice_stack: Stack, residue: Residue) -> None:

@@ -286,7 +286,7 @@ async def test_hostile_request_ids_are_replaced(channel: grpc.aio.Channel, hosti
 
 @pytest.mark.parametrize("peer", ["ipv4:127.0.0.1:5000", "ipv4:127.8.8.8:1", "ipv6:[::1]:5000", "ipv6:%5B::1%5D:9"])
 async def test_callers_on_this_host_are_local(peer: str) -> None:
-    assert await DevelopmentAuthenticator().authenticate({}, peer) == Principal("local")
+    assert await DevelopmentAuthenticator().authenticate({}, peer) == Principal("local", admin=True)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import io
 import itertools
+import json
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -20,6 +23,12 @@ from contrafact.v1 import audio_pb2, voice_pb2, voice_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from servers.orchestrator.voices.receiving import Received
+from servers.orchestrator.voices.store import NewVoice, VoiceStore
+from servers.orchestrator.voices.verification import Verdict
+from servers.storage import keys
+from servers.storage.database import Pool, Row
+from servers.storage.objects import ObjectStore
 from tests.fixtures.rvc import make_checkpoint
 from tests.media.media_builders import tone, wav_bytes
 
@@ -160,3 +169,31 @@ class Stranger:
         """Leave."""
         self.gone.set()
         self.channel.close()
+
+
+async def shelve(pool: Pool, objects: ObjectStore | None = None, *, gain: float = 0.5, **changes: Any) -> Row:
+    """A voice that was never imported; with ``objects``, also a file of it that the fake model can load."""
+    voice_id, store = uuid.uuid4(), VoiceStore(pool)
+    data = json.dumps({"rate": 40_000, "gain": gain, "id": str(voice_id)}).encode()
+    received = Received(Path(), len(data), hashlib.sha256(data).hexdigest())
+    made = NewVoice(
+        id=voice_id,
+        owner="local",
+        request_id=uuid.uuid4(),
+        display_name="Shelved",
+        language="",
+        tags=[],
+        licence="",
+        register=None,
+        verdict=Verdict("v2", 40_000, True, 1, 0),
+        files={"weights": received},
+        sample=None,
+    )
+    made = dataclasses.replace(made, **changes)
+    async with pool.acquire() as connection:
+        await store.begin(connection, made)
+        if objects is not None:
+            await objects.put(keys.voice_weights(voice_id, received.sha256), data)
+        row = await store.finish(connection, voice_id)
+    assert row is not None
+    return row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rvc.pool import PoolSettings
+from rvc.residents import PoolSettings
 from weights import cache_folder
 
 DTYPES = ("float32", "float16", "bfloat16")

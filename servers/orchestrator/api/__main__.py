@@ -72,7 +72,7 @@ async def serve(config: Settings) -> None:
         hub = await stack.enter_async_context(EventHub(redis))
         triton = await stack.enter_async_context(Triton(config))
 
-        store, events = JobStore(pool), JobEvents(redis)
+        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
         tracks = TrackService(pool, objects, store, Uploads(pool, objects, config))
         jobs = JobService(store, events, hub)
         # Workers keep the model alive.

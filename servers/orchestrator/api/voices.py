@@ -151,18 +151,26 @@ class VoiceService(voice_pb2_grpc.VoiceServiceServicer):
         self, request: voice_pb2.DeleteVoiceRequest, context: Context
     ) -> voice_pb2.DeleteVoiceResponse:
         row = await find_voice(self._store, request.name)
-        jobs = await self._store.delete(row["id"], even_if_used=request.cancel_jobs)
+        # To the end: the jobs of a voice that is no longer must be cancelled.
+        jobs = await to_the_end(self._delete(row, request.cancel_jobs))
         if jobs is None:
             raise not_found("voice", request.name)
         if jobs and not request.cancel_jobs:
             raise precondition("VOICE_IN_USE", f"{len(jobs)} unfinished jobs use this voice")
+        return voice_pb2.DeleteVoiceResponse()
+
+    async def _delete(self, row: Row, even_if_used: bool) -> list[Row] | None:
+        """As VoiceStore.delete, and remove what there is of a voice that is no longer."""
+        jobs = await self._store.delete(row["id"], even_if_used=even_if_used)
+        if jobs is None or (jobs and not even_if_used):
+            return jobs
         for job in jobs:
             await self._jobs.cancel(job["id"], job["owner"])
         try:
-            await to_the_end(deletion.remove(row["id"], self._store, self._objects, self._model))
+            await deletion.remove(row["id"], self._store, self._objects, self._model)
         except OUTAGES as error:  # it is gone for everybody already; the reconciler does the rest
             telemetry.log().warning("voice not removed yet", error=type(error).__name__)
-        return voice_pb2.DeleteVoiceResponse()
+        return jobs
 
     async def WarmVoice(self, request: voice_pb2.WarmVoiceRequest, context: Context) -> voice_pb2.WarmVoiceResponse:
         row = await find_voice(self._store, request.name)

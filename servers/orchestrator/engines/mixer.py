@@ -11,10 +11,10 @@ from typing import Any, Self
 import grpc
 import numpy as np
 from contrafact.engine.v1 import mixer_pb2, mixer_pb2_grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from numpy.typing import NDArray
 
 from servers.media.blocks import BLOCK_FRAMES, Block
+from servers.orchestrator.engines.calls import Call, CallEnded, error_of
 from servers.platform import telemetry
 from servers.platform.server import CHANNEL_OPTIONS
 from servers.platform.settings import Settings
@@ -57,16 +57,16 @@ class Mixer:
     def __init__(self, settings: Settings, *, idle_seconds: float = 30.0, read_ahead_seconds: float = 30.0) -> None:
         self._url = settings.mixer_url
         self._idle_seconds, self._read_ahead_seconds = idle_seconds, read_ahead_seconds
-        self._channel: grpc.aio.Channel
+        self._channel: grpc.Channel
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self._url, options=[*CHANNEL_OPTIONS, *_RECONNECT])
+        self._channel = grpc.insecure_channel(self._url, options=[*CHANNEL_OPTIONS, *_RECONNECT])
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await asyncio.to_thread(self._channel.close)
 
     async def mix(
         self, spec: mixer_pb2.MixSpec, inputs: Mapping[str, AsyncIterable[Block]]
@@ -88,10 +88,10 @@ class Mixer:
         """
         if {asked.name for asked in spec.inputs} != set(inputs):
             raise ValueError(f"inputs {sorted(inputs)} are not those of the spec")
-        call: Any = mixer_pb2_grpc.MixerServiceStub(self._channel).Mix(
-            timeout=_DEADLINE_SECONDS + _DEADLINE_FACTOR * spec.frames / spec.sample_rate,
-            metadata=tuple(telemetry.outgoing_headers().items()),
-            wait_for_ready=True,
+        call = Call(
+            mixer_pb2_grpc.MixerServiceStub(self._channel).Mix,
+            _DEADLINE_SECONDS + _DEADLINE_FACTOR * spec.frames / spec.sample_rate,
+            telemetry.outgoing_headers(),
         )
         feed = _Feed(call, spec, self._read_ahead_seconds)
         feeding = asyncio.create_task(feed.run(inputs))
@@ -101,7 +101,7 @@ class Mixer:
             while True:
                 reading = asyncio.create_task(call.read())
                 response = await self._answer(reading, feeding, feed)
-                if response is grpc.aio.EOF:
+                if response is None:
                     break
                 if response.HasField("report"):
                     report = response.report
@@ -111,15 +111,10 @@ class Mixer:
             if report is None:
                 raise MixerError(grpc.StatusCode.UNKNOWN, "", "the mix ended without a report")
             yield report
-        except grpc.aio.AioRpcError as error:
-            for k in range(100):
-                if await call.code() is not grpc.StatusCode.INTERNAL: break
-                await asyncio.sleep(0.01)
-            raise MixerError(await call.code(), str(k), str(await call.trailing_metadata())[:60]) from error
+        except grpc.RpcError as error:
+            raise MixerError(*error_of(error)) from error
         finally:
-            call.cancel()
-            feeding.cancel()
-            await to_the_end(_ended(feeding, reading))
+            await to_the_end(_ended(call, feeding, reading))
 
     async def _answer(self, reading: asyncio.Task[Any], feeding: asyncio.Task[None], feed: _Feed) -> Any:
         """What ``reading`` reads, unless the feeding fails or nothing moves."""
@@ -139,7 +134,7 @@ class Mixer:
 class _Feed:
     """Writes the inputs of one mix to its call, none of them too far ahead."""
 
-    def __init__(self, call: Any, spec: mixer_pb2.MixSpec, read_ahead_seconds: float) -> None:
+    def __init__(self, call: Call, spec: mixer_pb2.MixSpec, read_ahead_seconds: float) -> None:
         self.written = 0  # messages
         self._call, self._spec = call, spec
         self._read_ahead = max(1, min(round(read_ahead_seconds * spec.sample_rate), _MAX_READ_AHEAD_FRAMES))
@@ -154,11 +149,11 @@ class _Feed:
 
     async def run(self, inputs: Mapping[str, AsyncIterable[Block]]) -> None:
         """Write all there is; return early if the call ends, which its reader hears of."""
-        with contextlib.suppress(_CallEnded):
+        with contextlib.suppress(CallEnded):
             await self._write(mixer_pb2.MixRequest(spec=self._spec))
             await together(*(self._input(place, inputs[asked.name]) for place, asked in enumerate(self._spec.inputs)))
             await self._write(mixer_pb2.MixRequest(end=mixer_pb2.MixEnd()))
-            await self._call.done_writing()
+            self._call.done_writing()
 
     async def _input(self, place: int, blocks: AsyncIterable[Block]) -> None:
         name, spec = self._spec.inputs[place].name, self._spec
@@ -175,7 +170,7 @@ class _Feed:
             # The others would wait for it.
             raise ValueError(f"{name}: ended after {self._positions[place]} of {spec.frames} frames")
 
-    async def _part(self, place: int, start: int, samples: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    async def _part(self, place: int, start: int, samples: NDArray[np.float32]) -> None:
         end = start + samples.shape[1]
         async with self._moved:
             await self._moved.wait_for(lambda: end - min(self._positions) <= self._read_ahead)
@@ -188,26 +183,14 @@ class _Feed:
 
     async def _write(self, request: mixer_pb2.MixRequest) -> None:
         async with self._lock:
-            try:
-                await self._call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                raise _CallEnded from None
+            await self._call.write(request)
             self.written += 1
 
 
-class _CallEnded(Exception):
-    """The call ended while it was written to."""
-
-
-async def _ended(*tasks: asyncio.Task[Any] | None) -> None:
-    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
-
-
-def _mixer_error(error: grpc.aio.AioRpcError) -> MixerError:
-    call: Any = error
-    status = rpc_status.from_call(call)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
-    return MixerError(error.code(), info.reason, error.details() or "")
+async def _ended(call: Call, *tasks: asyncio.Task[Any] | None) -> None:
+    """End what belongs to a mix."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await call.close()
+    await asyncio.gather(*running, return_exceptions=True)

@@ -97,7 +97,7 @@ class WebhookDeliverer(Background):
             job = await self._store.get(row["job_id"])
             if job is None:  # deleted, and the delivery with it
                 return
-            body = message(job, await self._store.stems([job["id"]]))
+            body = message(job, await self._store.results([job["id"]]))
             status, trouble = await self._post(client, row, body)
             outcome = "retried"
             if 200 <= status < 300:

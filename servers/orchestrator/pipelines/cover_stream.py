@@ -147,6 +147,7 @@ class CoverStream:
                 mono,
                 files_of(self._voice),
                 model_parameters(conversion, self.semitones),
+                voice_rate=self._voice["sample_rate"],
                 rate=self._recording["sample_rate"],
                 rms_mix=conversion.rms_mix,
                 priority=self._run.priority,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
+
 from servers.inference.asking import InferenceFailed
 from servers.inference.conversion import VoiceUnavailable
 from servers.inference.keeper import ModelUnavailable
@@ -32,5 +34,7 @@ def told_to_the_caller() -> Iterator[None]:
         retryable = error.reason in ("VOICE_LOADING", "VOICE_STORE")
         raise JobFailure("VOICE_UNAVAILABLE", "the voice could not be loaded", retryable=retryable) from error
     except MixerError as error:
+        if error.status is grpc.StatusCode.UNAVAILABLE:  # it will be back, and the attempt is made again
+            raise ConnectionError("the mixer is away") from error
         telemetry.log().error("mixing failed", status=error.status.name, reason=error.reason, error=error.message)
         raise JobFailure("MIXER_FAILED", "the mixer failed", retryable=True) from error

@@ -21,8 +21,6 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "LC_ALL": "C.UTF-8",
-    # PyTorch looks for a folder it can write to, which a child without that right has not; this one it only names.
-    "TORCHINDUCTOR_CACHE_DIR": "/",
 }
 _ANSWER_BYTES = 65_536
 _COMPLAINT_BYTES = 4096

@@ -94,7 +94,7 @@ class Importer:
             _check_complete(first.spec, files)
             voice = await self._examine(owner, said, files)
             # To the end: a client that goes away now must not leave half a voice.
-            row = await to_the_end(self._publish(voice))
+            row = await to_the_end(self._publish(voice, said))
         telemetry.log().info("voice stored", bytes=sum(file.size for file in files.values()))
         return row
 
@@ -109,11 +109,12 @@ class Importer:
         words = (said.display_name, said.language, said.tags, said.licence)
         return NewVoice(uuid4(), owner, said.request_id, *words, register, verdict, files, described)
 
-    async def _publish(self, voice: NewVoice) -> Row:
+    async def _publish(self, voice: NewVoice, said: Said) -> Row:
         """Store an examined voice; the one that the same request has stored meanwhile, if there is one."""
         async with exclusive(self._pool, f"voice {voice.owner} {voice.request_id}") as connection:
             known = await self._store.of_request(voice.owner, voice.request_id)
             if known is not None and known["state"] == "READY":
+                said.check_same(known)
                 _check_same_files(known, voice.files)
                 return known
             if known is not None:  # nobody works on it: we are alone
@@ -193,8 +194,9 @@ class Said:
 
 def _check_same_files(row: Row, files: Mapping[str, Received]) -> None:
     """ALREADY_EXISTS if ``files``, unless none were sent, are not those of ``row``."""
-    sent = [files[name].sha256 if name in files else "" for name in (WEIGHTS, INDEX)]
-    if files and sent != [row["weights_sha256"], row["index_sha256"]]:
+    sample = row["sample"]
+    stored = {WEIGHTS: row["weights_sha256"], INDEX: row["index_sha256"], SAMPLE: sample["sha256"] if sample else ""}
+    if files and {name: files[name].sha256 if name in files else "" for name in stored} != stored:
         raise _reused()
 
 

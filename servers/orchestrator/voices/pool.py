@@ -57,7 +57,6 @@ class PoolReports:
 
     async def count(self, report: Report, seen: Report) -> None:
         """Add to the metrics what has happened since ``seen``, which may have been another worker's turn."""
-        telemetry.VOICE_POOL_VOICES.clear()
         for state in ("WARM", "LOADING"):
             voices = [voice for voice in report["voices"] if voice["state"] == state]
             telemetry.VOICE_POOL_VOICES.labels(state).set(len(voices))
@@ -73,3 +72,9 @@ class PoolReports:
             telemetry.VOICE_POOL_EVENTS.labels(event).inc(max(0, counters[event] - before.get(event, 0)))
         seconds = counters["load_seconds"] - before.get("load_seconds", 0.0)
         telemetry.VOICE_POOL_LOAD_SECONDS.inc(max(0.0, seconds))
+
+
+def forget() -> None:
+    """Show nothing of the pool's state: it is not known, or another worker shows it."""
+    telemetry.VOICE_POOL_VOICES.clear()
+    telemetry.VOICE_POOL_BYTES.set(0)

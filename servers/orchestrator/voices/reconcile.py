@@ -10,7 +10,7 @@ from uuid import UUID
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
 from servers.orchestrator.voices import deletion
-from servers.orchestrator.voices.pool import PoolReports, Report
+from servers.orchestrator.voices.pool import PoolReports, Report, forget
 from servers.orchestrator.voices.store import VoiceStore, files_of
 from servers.platform import telemetry
 from servers.platform.settings import Settings
@@ -58,6 +58,7 @@ class VoiceReconciler(Background):
                         await self._lead(connection)  # the lock goes when the connection is given back
             except Exception as error:
                 self._complain("_lead", error)
+                forget()
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def _lead(self, connection: Connection) -> None:
@@ -87,6 +88,7 @@ class VoiceReconciler(Background):
             if error.status == "DEADLINE_EXCEEDED" or error.busy:
                 await self._reports.keep_on()
                 return
+            forget()
             await self._reports.keep(None)
             raise
         seen = await self._reports.counted()

@@ -105,6 +105,8 @@ class VoiceStore:
     async def begin(self, connection: Connection, voice: NewVoice) -> None:
         """Insert a voice whose files are about to be stored."""
         register, index, sample = voice.register, voice.files.get(INDEX), voice.sample
+        if sample is not None:
+            sample = {"size_bytes": voice.files[SAMPLE].size, "sha256": voice.files[SAMPLE].sha256, **sample}
         await connection.execute(
             """INSERT INTO voices (id, owner, request_id, display_name, language, tags, licence,
                                    pitch_low, pitch_median, pitch_high, version, sample_rate, f0, speakers, vectors,
@@ -127,7 +129,7 @@ class VoiceStore:
             voice.files[WEIGHTS].size,
             index.sha256 if index else "",
             index.size if index else 0,
-            {"size_bytes": voice.files[SAMPLE].size, **sample} if sample else None,
+            sample,
         )
 
     async def finish(self, connection: Connection, voice_id: UUID) -> Row | None:
@@ -167,11 +169,13 @@ class VoiceStore:
 
     async def abandoned(self, importing_seconds: float) -> list[UUID]:
         """Voices that were deleted, or whose import died: what is left of them must go."""
-        rows = await self._pool.fetch(
-            """SELECT id FROM voices WHERE state = 'DELETED'
-                  OR (state = 'IMPORTING' AND updated_at < now() - $1::interval) LIMIT 100""",
+        # An import that is slow, not dead, must find that it cannot finish any more before its objects are removed.
+        await self._pool.execute(
+            """UPDATE voices SET state = 'DELETED', request_id = gen_random_uuid()
+               WHERE state = 'IMPORTING' AND updated_at < now() - $1::interval""",
             dt.timedelta(seconds=importing_seconds),
         )
+        rows = await self._pool.fetch("SELECT id FROM voices WHERE state = 'DELETED' LIMIT 100")
         return [row["id"] for row in rows]
 
     async def unknown(self, voice_ids: Sequence[str], *, usable: bool) -> list[str]:

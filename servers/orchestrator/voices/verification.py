@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
@@ -55,12 +57,7 @@ class Verifier:
             raise invalid("VERIFICATION_TIMEOUT", "the voice takes too long to examine", "weights") from None
         except ChildFailed:
             raise _crashed("weights") from None
-        if not answer["ok"]:
-            reason, message = str(answer["reason"]), str(answer["message"])
-            # The verifier's sentences about the index begin so.
-            about_index = reason == "NOT_AN_INDEX" or message.startswith("the index")
-            raise invalid(reason, message, "index" if about_index else "weights")
-        return Verdict(answer["version"], answer["rate"], answer["f0"], answer["speakers"], answer["vectors"])
+        return _verdict(answer)
 
     async def sample(self, path: Path) -> TrackFacts:
         """What a sample is; INVALID_ARGUMENT if it is no audio of 1 to 60 seconds."""
@@ -92,3 +89,19 @@ def check_register(low: float, median: float, high: float, field: str) -> Regist
 
 def _crashed(field: str) -> ApiError:
     return invalid("VERIFICATION_CRASHED", f"examining the {field} failed; probably they are damaged", field)
+
+
+def _verdict(answer: Any) -> Verdict:
+    """The verifier's answer, believed only as far as a process that a file may have taken over can be."""
+    try:
+        if answer["ok"] is True:
+            numbers = (int(answer[name]) for name in ("speakers", "vectors"))
+            return Verdict(str(answer["version"]), int(answer["rate"]), bool(answer["f0"]), *numbers)
+        reason, message = re.fullmatch(r"[A-Z_]{1,40}", answer["reason"]), str(answer["message"])[:300]
+    except (KeyError, TypeError, ValueError):
+        raise _crashed("weights") from None
+    if reason is None:
+        raise _crashed("weights")
+    # The verifier's sentences about the index begin so.
+    about_index = reason[0] == "NOT_AN_INDEX" or message.startswith("the index")
+    raise invalid(reason[0], message, "index" if about_index else "weights")

@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_files_are_fetched_once(cache: Callable[..., Files], upload: Callable[..
     assert read(cache(**away()), key) == (big, b"index")  # another process, and the store is away
     files.remove(key.voice)
     assert files.report()["voices"] == []
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".locks"]
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == [".locks", ".room"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"x" * 1000], ids=["empty", "short", "same size"])
@@ -204,6 +205,43 @@ def test_broken_downloads_are_tried_again(
         assert files.report()["bytes"] == 0
 
 
+class Paused:
+    """The real store, but an object's bytes wait until somebody says ``go``."""
+
+    def __init__(self, s3: Mapping[str, str]) -> None:
+        self._store: Any = Store.configured(threading.Event(), s3)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[Any]:
+        with self._store.reading(key) as self._reader:
+            self.size = self._reader.size
+            yield self
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun.set()
+        assert self.go.wait(30)
+        return iter(self._reader)
+
+
+def test_what_is_being_fetched_counts(
+    s3: Mapping[str, str], upload: Callable[..., Key], cache: Callable[..., Files], tmp_path: Path
+) -> None:
+    slow, other = upload(os.urandom(1000)), upload(os.urandom(1000))
+    store = Paused(s3)
+    first, second = Files(tmp_path / "cache", 1500, store), cache(1500)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as thread:
+        fetching = thread.submit(read, first, slow)
+        assert store.begun.wait(30)
+        with pytest.raises(VoiceStoreError, match="full of voices in use"):
+            read(second, other)
+        assert cache(1500).report()["bytes"] == 1000  # a new process leaves it alone, too
+        store.go.set()
+        assert len(fetching.result()[0]) == 1000
+    assert len(read(second, other)[0]) == 1000
+    assert second.report()["voices"] == [other.voice]
+
+
 def test_files_in_use_stay(cache: Callable[..., Files], upload: Callable[..., Key]) -> None:
     files, other = cache(), cache()
     key = upload(b"voice")
@@ -231,7 +269,7 @@ def test_many_processes_share_the_folder(
         "from model_repository.rvc.store import Store\n"
         "keys = [Key(*arg.split(',')) for arg in sys.argv[2:]]\n"
         "files = Files(Path(sys.argv[1]), 450_000, Store.configured(threading.Event()))\n"
-        "for _ in range(40):\n"
+        "for _ in range(20):\n"
         "    key = random.choice(keys)\n"
         "    try:\n"
         "        with files.held(key) as (weights, index):\n"
@@ -248,7 +286,9 @@ def test_many_processes_share_the_folder(
     for process in running:
         _, errors = process.communicate(timeout=50)
         assert process.returncode == 0, errors
-    assert 300_000 < cache().report()["bytes"] <= 450_000
+    left = cache().report()
+    assert 300_000 < left["bytes"] <= 450_000
+    assert sorted(path.name for path in (tmp_path / "cache" / ".locks").iterdir()) == left["voices"]
 
 
 def test_what_a_killed_process_left_is_removed(cache: Callable[..., Files], upload: Callable[..., Key]) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from model_repository.rvc.loader import Key, VoiceLoading, VoiceStoreError
-from model_repository.rvc.pool import STRATEGIES, Pool, PoolSettings
+from model_repository.rvc.pool import Pool
+from model_repository.rvc.residents import STRATEGIES, PoolSettings
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -230,12 +231,25 @@ def test_a_cold_voice_holds_nobody_up(make: Make) -> None:
             with pytest.raises(VoiceLoading, match="too many" if name == "d" else "being loaded"):
                 pool.get(key(name))
     assert [v["voice"] for v in pool.report()["voices"]] == ["a", "slow", "b", "c"]
-    pool.evict("b")
-    pool.evict("slow")
+    for name in ("b", "c", "slow"):
+        pool.evict(name)
+    pool.warm(key("c"))
     assert [v["voice"] for v in pool.report()["voices"]] == ["a", "c"]
     gate.set()
     assert warm(pool) == "ac"
-    assert pool.counters.inserted == 2
+    assert pool.counters.inserted == 2  # what was evicted while it was loading came to nothing
+
+
+def test_a_voice_evicted_while_loading_may_be_wanted_again(make: Make) -> None:
+    gate = threading.Event()
+    pool = make(lambda wanted: gate.wait(30) and Loaded(wanted))  # type: ignore[arg-type, return-value]
+    pool.warm(key("a"))
+    until(lambda: pool._state.loading)
+    pool.evict("a")
+    assert pool.report()["voices"] == []
+    pool.warm(key("a"))
+    gate.set()
+    assert warm(pool) == "a"
 
 
 def test_a_failure_is_told_for_two_seconds_and_then_forgotten(make: Make, clock: Clock) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,3 +210,50 @@ def test_wrong_audio_says_why(ask: Ask) -> None:
     for audio, text in ((tone(1), "samples, not"), (np.full(SMALL.samples, np.nan, np.float32), "NaN")):
         with pytest.raises(InferenceServerException, match=text):
             ask(audio, voice="alice")
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The model's class of settings, with an empty weights folder and nothing set."""
+    for name in ("VOICES", "CONTENT", "RMVPE", "CAPACITY", "ENABLED"):
+        monkeypatch.delenv(f"CONTRAFACT_RVC_{name}", raising=False)
+    monkeypatch.setenv("CONTRAFACT_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    spec = importlib.util.spec_from_file_location("rvc_settings", REPOSITORY / "rvc" / "1" / "settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "rvc_settings", module)
+    spec.loader.exec_module(module)
+    return module.Settings
+
+
+def test_weights_are_found_in_their_folder(settings: Any, tmp_path: Path) -> None:
+    read = settings.read({})
+    assert Path(read.voices) == tmp_path / "rvc-voices"
+    assert read.rmvpe_file() is None
+    with pytest.raises(ValueError, match=r"setting content: .* has neither hubert_base.pt nor standin-content.pt"):
+        read.content_file()
+    for name in ("standin-content.pt", "hubert_base.pt"):
+        (tmp_path / name).touch()
+        assert read.content_file() == tmp_path / name
+    (tmp_path / "rmvpe.pt").touch()
+    assert read.rmvpe_file() == tmp_path / "rmvpe.pt"
+
+
+def test_settings_are_read_and_checked(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTRAFACT_RVC_CAPACITY", "3")
+    read = settings.read({"capacity": "4", "enabled": "false", "idle_seconds": "2.5", "strategy": "lru+lfu"})
+    pool = read.pool
+    assert (pool.enabled, pool.capacity, pool.idle_seconds, pool.strategy) == (False, 3, 2.5, "lru+lfu")
+    for wrong, text in (
+        ({"enabled": "perhaps"}, "setting enabled: 'perhaps'"),
+        ({"fade": "x"}, "setting fade"),
+        ({"loaders": "0"}, "loaders"),
+        ({"dtype": "float16"}, "cannot be used on cpu"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            settings.read(wrong)
+    for wrong, text in (({"content": "/nowhere"}, "content_file"), ({"rmvpe": "/nowhere"}, "rmvpe_file")):
+        with pytest.raises(ValueError, match="are not there: /nowhere"):
+            getattr(settings.read(wrong), text)()

@@ -37,12 +37,12 @@ MESSAGE_BYTES = 256 << 10
 MESSAGES_AHEAD = 4
 
 
-def samples(block: Buffer) -> memoryview:
+def samples(block: Buffer) -> bytes:
     """Return the bytes of a block of mono samples, float32 little-endian.
 
     Args:
-        block: bytes, or an object with a contiguous buffer of 32-bit floats in one dimension, for example an
-            array; dimensions of size 1 do not count.
+        block: bytes, or an object with a buffer of 32-bit floats in one dimension, for example an array;
+            dimensions of size 1 do not count.
 
     Raises:
         ValueError: it is not mono float32, or not whole samples.
@@ -54,7 +54,7 @@ def samples(block: Buffer) -> memoryview:
         raise ValueError(f"a block is mono, not of shape {view.shape}")
     if view.nbytes % 4:
         raise ValueError(f"a block of {view.nbytes} bytes does not end with a whole float32 sample")
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    return view.tobytes()
 
 
 class LiveVoice:
@@ -65,7 +65,8 @@ class LiveVoice:
                 speaker.write(block)
 
     Blocks are bytes: mono float32, little-endian. In all they have as many frames as were sent. A broken
-    connection ends the stream: what the server knew of the voice is lost with it.
+    connection ends the stream: what the server knew of the voice is lost with it. There is no deadline once
+    the voice is loaded: a dead peer is found by keepalive.
 
     Attributes:
         delay_seconds: from the arrival of a sample to its departure, computing not counted.
@@ -169,7 +170,7 @@ class LiveVoice:
             async for block in self._blocks:
                 data = samples(block)
                 for begin in range(0, len(data), MESSAGE_BYTES):
-                    piece = bytes(data[begin : begin + MESSAGE_BYTES])
+                    piece = data[begin : begin + MESSAGE_BYTES]
                     await self._room.acquire()
                     self._missing += len(piece)
                     self._outgoing.put(ConvertVoiceRequest(audio=piece))

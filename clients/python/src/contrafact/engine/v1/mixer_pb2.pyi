@@ -259,7 +259,7 @@ class MixReport(_message.Message):
     0.4 s.
     """
     true_peak_db: _builtins.float
-    """True peak of the mix (ITU-R BS.1770-4 annex 2: 4 times oversampled), in dBTP; absent: digital silence."""
+    """True peak of the mix (ITU-R BS.1770-4 annex 2: 8 times oversampled), in dBTP; absent: digital silence."""
     max_gain_reduction_db: _builtins.float
     """By how many dB the limiter lowered the mix where it did so most; 0: nowhere."""
     @_builtins.property
