@@ -69,9 +69,9 @@ def generate(stubs: Path, image: Path | None) -> None:
                 files=ours,
                 descriptors=descriptors,
             )
-    for folder in {stubs / parent for source in [*ours, VALIDATE] for parent in Path(source).parents} - {stubs}:
-        if folder != stubs / "contrafact":  # that one is the SDK's own
-            (folder / "__init__.py").write_text("")
+    packages = {stubs / parent for source in [*ours, VALIDATE] for parent in Path(source).parents}
+    for package in packages - {stubs, stubs / "contrafact"}:  # the latter is the SDK's own
+        (package / "__init__.py").write_text("")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from servers.inference.keeper import ModelKeeper
 from servers.inference.triton import Question, Triton, TritonError
 from servers.platform.settings import Settings
 
-CONTROL_SECONDS = 5.0
+CONTROL_SECONDS = 20.0  # half of it in the queue: a chunk on a slow CPU takes seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def fault_stack(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> It
         weights=False,
         environment={
             "CONTRAFACT_FAKE_DELAY": "0.25",
+            "CONTRAFACT_FAKE_RVC_DELAY": "0.2",
             "CONTRAFACT_FAKE_CRASH": "1",
             "CONTRAFACT_WORKER_CONCURRENCY": "2",
             "CONTRAFACT_LEASE_SECONDS": str(LEASE_SECONDS),
