@@ -70,8 +70,8 @@ def generate(stubs: Path, image: Path | None) -> None:
                 descriptors=descriptors,
             )
     packages = {stubs / parent for source in [*ours, VALIDATE] for parent in Path(source).parents}
-    for package in packages - {stubs, stubs / "contrafact"}:  # the latter is the SDK's own
-        (package / "__init__.py").write_text("")
+    for made in packages - {stubs, stubs / "contrafact"}:  # the latter is the SDK's own
+        (made / "__init__.py").write_text("")
 
 
 if __name__ == "__main__":

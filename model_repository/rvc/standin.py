@@ -26,7 +26,7 @@ from .content import ContentEncoder
 from .synthesizer import FEATURES, Config, Synthesizer
 from .training import configuration
 
-CONTENT_FILE = "standin-content.pt"  # in the weights' folder
+CONTENT_FILE = "standin-content.pt"
 KIND = "v2-40k-f0"
 SPEAKERS = 4
 _NORMED = ("dec.ups.", "dec.resblocks.", ".enc.cond_layer.", ".enc.in_layers.", ".enc.res_skip_layers.")

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from servers.inference.keeper import ModelKeeper
@@ -92,6 +93,32 @@ class Asker:
                 self._keeper.answered()
                 telemetry.SEGMENT_SECONDS.labels(self.model).observe(time.perf_counter() - started)
                 return taken
+
+    @asynccontextmanager
+    async def nudging(self, priority: int) -> AsyncIterator[Callable[[], None]]:
+        """A function to call after an answer, when there is nothing to ask at once.
+
+        With priorities, Triton's batcher often leaves what waits alone for half a second although the model is idle,
+        unless another request comes (see model_repository/README.md). So this sends an empty one, and waits for
+        nothing; while questions keep coming they do the same.
+        """
+        nudges: set[asyncio.Task[None]] = set()
+
+        async def send() -> None:
+            with contextlib.suppress(TritonError):
+                await self._triton.probe(self.model, self.timeout, priority=priority)
+
+        def nudge() -> None:
+            task = asyncio.create_task(send())
+            nudges.add(task)
+            task.add_done_callback(nudges.discard)
+
+        try:
+            yield nudge
+        finally:
+            for task in nudges:
+                task.cancel()
+            await asyncio.gather(*nudges, return_exceptions=True)
 
     async def _once(
         self, question: Question, take: Callable[[Answer], T], output_bytes: int, priority: int, request_id: str

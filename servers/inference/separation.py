@@ -7,7 +7,6 @@ those segments and a little history, whatever the track's length.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from servers.inference.asking import RETRY_SECONDS, Asker
 from servers.inference.keeper import ModelKeeper
 from servers.inference.segments import Geometry, History, OverlapAdd, Samples, Segment, plan
-from servers.inference.triton import Question, Triton, TritonError
+from servers.inference.triton import Question, Triton
 from servers.media.blocks import Block
 from servers.platform.settings import Settings
 
@@ -49,7 +48,6 @@ class Separator:
     def __init__(
         self, triton: Triton, keeper: ModelKeeper, settings: Settings, *, retry_seconds: float = RETRY_SECONDS
     ) -> None:
-        self._triton = triton
         self._asker = Asker(triton, keeper, settings, retry_seconds=retry_seconds)
         self._in_flight = settings.segments_in_flight
         self._skip_covered = settings.skip_covered_segment
@@ -78,7 +76,6 @@ class Separator:
         mean = np.float32(level.mean)
         overlap_add = OverlapAdd(GEOMETRY)
         waiting: deque[tuple[Segment, asyncio.Task[Samples]]] = deque()
-        nudges: set[asyncio.Task[None]] = set()
         history = History(CHANNELS, float(mean), float(1 / scale))
         windows = _windows(blocks, plan(frames, GEOMETRY, skip_covered=self._skip_covered), frames, history)
 
@@ -91,32 +88,23 @@ class Separator:
             waiting.append((segment, asyncio.create_task(inference)))
             return True
 
-        try:
-            while len(waiting) < self._in_flight and await submit():
-                pass
-            while waiting:
-                segment, task = waiting[0]
-                answer = await task
-                waiting.popleft()
-                # The model gets its next segment before this one is passed on, however long that takes.
-                if not await submit() and waiting:
-                    nudges.add(asyncio.create_task(self._nudge(priority)))
-                yield Separated(overlap_add.add(segment, answer) * scale + mean, segment.start)
-        finally:
-            tasks = [*nudges, *(task for _, task in waiting)]
-            for unfinished in tasks:
-                unfinished.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await windows.aclose()
-
-    async def _nudge(self, priority: int) -> None:
-        """Wake Triton's batcher with an empty request.
-
-        With priorities, it often leaves a waiting segment alone for half a second although the model is idle,
-        unless another request comes (see model_repository/README.md). While segments keep coming they do this.
-        """
-        with contextlib.suppress(TritonError):
-            await self._triton.probe(self._asker.model, self._asker.timeout, priority=priority)
+        async with self._asker.nudging(priority) as nudge:
+            try:
+                while len(waiting) < self._in_flight and await submit():
+                    pass
+                while waiting:
+                    segment, task = waiting[0]
+                    answer = await task
+                    waiting.popleft()
+                    # The model gets its next segment before this one is passed on, however long that takes.
+                    if not await submit() and waiting:
+                        nudge()
+                    yield Separated(overlap_add.add(segment, answer) * scale + mean, segment.start)
+            finally:
+                for _, unfinished in waiting:
+                    unfinished.cancel()
+                await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+                await windows.aclose()
 
     async def _infer(self, window: Samples, segment: Segment, priority: int, request_id: str) -> Samples:
         """The model's answer [sources, channels, segment.frames]."""

@@ -7,16 +7,30 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from model_repository.rvc import standin, training
+from model_repository.weights import path as weights_path
 from model_repository.weights.__main__ import main as weights
 from servers.local.process import StackError
 from servers.local.running import running_stack
 from servers.media.synthetic import write_song
 
+NAME = "Demo"
+
+
+@dataclass(frozen=True)
+class Singer:
+    """A voice to import, and what the models need for it; ``about`` says what it is."""
+
+    file: Path
+    about: str
+    environment: dict[str, str] = field(default_factory=dict)
+
 
 def demo(song: Path | None, out: Path) -> int:
-    """Separate ``song`` (None: a synthetic one) into ``out``; returns the exit status."""
+    """Cover ``song`` (None: a synthetic one) and separate it, into ``out``; returns the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     if song is None:
         song = out / "song.flac"
@@ -28,31 +42,57 @@ def demo(song: Path | None, out: Path) -> int:
     if status := weights(["fetch", "htdemucs"]):
         return status
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="contrafact-demo-") as data,
-            running_stack(data, weights=False, report=lambda line: print(line, flush=True)) as stack,
-        ):
-            command = [
-                sys.executable,
-                "-m",
-                "contrafact",
-                "separate",
-                str(song),
-                "--output",
-                str(out),
-                "--stems",
-                "all",
-            ]
-            environment = {**os.environ, "CONTRAFACT_ADDRESS": stack.api_address}
-            status = subprocess.run(command, env=environment, check=False).returncode
+        with tempfile.TemporaryDirectory(prefix="contrafact-demo-") as folder:
+            singer = _singer(Path(folder))
+            with running_stack(
+                Path(folder) / "data",
+                weights=False,
+                environment=singer.environment,
+                report=lambda line: print(line, flush=True),
+            ) as stack:
+                status = _work(song, out, singer, stack.api_address)
     except StackError as error:
         print(f"contrafact: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # the command line has got it too, and cancelled the job
         return 130
     if status == 0:
-        print(f"the stems of {song.name} are in {out.absolute()}")
+        print(f"the covers and the stems of {song.name} are in {out.absolute()}")
+        print(f"the voice: {singer.about}")
     return status
+
+
+def _work(song: Path, out: Path, singer: Singer, address: str) -> int:
+    """What a user does, with the command; the exit status of the first that fails."""
+    work = [
+        ["voices", "import", str(singer.file), "--name", NAME],
+        # While it is made, from the song to the mix; then the stems; then a cover that needs no separation any more.
+        ["cover", str(song), "--voice", NAME, "--output", str(out / "cover.opus")],
+        ["separate", str(song), "--output", str(out), "--stems", "all"],
+        ["cover", str(song), "--voice", NAME, "--key", "-12", "--output", str(out / "cover-low.flac"), "--no-live"],
+    ]
+    environment = {**os.environ, "CONTRAFACT_ADDRESS": address}
+    for arguments in work:
+        print(f"$ contrafact {' '.join(arguments)}", flush=True)
+        command = [sys.executable, "-m", "contrafact", *arguments]
+        if status := subprocess.run(command, env=environment, check=False).returncode:
+            return status
+    return 0
+
+
+def _singer(folder: Path) -> Singer:
+    """RVC's published base voice, or, where it cannot be reached, a generated stand-in."""
+    voice = folder / "voice.pth"
+    if weights(["fetch", "contentvec", "rvc-base"]) == 0:
+        weights(["fetch", "rmvpe"])  # a better pitch, but not needed
+        training.inference_checkpoint(weights_path("rvc-base"), "v2-40k-f0", voice)
+        return Singer(voice, "RVC's published base generator (v2, 40 kHz, many speakers, the first of them)")
+    print("the voice's weights cannot be reached: generating stand-ins for them", flush=True)
+    content = folder / standin.CONTENT_FILE
+    standin.content(content)
+    standin.voice(voice)
+    about = "a generated stand-in, which follows the melody but sings noise: real weights could not be reached"
+    return Singer(voice, about, {"CONTRAFACT_RVC_CONTENT": str(content)})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import memory, parity, rvc, speed
+from tests.bench import cover, memory, parity, pool, rvc, speed
 
 ALL = {
     "parity": parity.measure,
@@ -12,6 +12,9 @@ ALL = {
     "speed": speed.measure,
     "rvc-parity": rvc.measure_parity,
     "rvc-cost": rvc.measure_cost,
+    "cover": cover.measure,
+    "cover-memory": memory.measure_cover,
+    "pool": pool.measure,
 }
 
 if __name__ == "__main__":

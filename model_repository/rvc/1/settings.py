@@ -11,7 +11,7 @@ from rvc.residents import PoolSettings
 from weights import cache_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
-CONTENT = ("hubert_base.pt", "standin-content.pt")  # a real one is preferred to a generated one
+CONTENT = "hubert_base.pt"
 RMVPE = "rmvpe.pt"
 
 
@@ -21,7 +21,7 @@ class Settings:
 
     voices: folder of voice files, a cache if an object store is configured (``CONTRAFACT_S3_ENDPOINT``), else a
     library; by default ``rvc-voices`` in the weights' folder. disk_bytes: of the cache.
-    content: HuBERT/ContentVec weights; by default those in the weights' folder (`CONTENT`).
+    content: HuBERT/ContentVec weights; by default those in the weights' folder.
     rmvpe: its weights; by default those in the weights' folder; without them pitch is swift-f0's.
     device: ``auto``, ``cpu`` or ``cuda``. dtype: of synthesizer and content encoder on a GPU.
     threads: of the CPU, 0: all that this process may use.
@@ -81,12 +81,10 @@ class Settings:
 
     def content_file(self) -> Path:
         """The content encoder's weights; ValueError if there are none."""
-        folder = cache_folder()
-        for file in [Path(self.content)] if self.content else [folder / name for name in CONTENT]:
-            if file.is_file():
-                return file
-        where = self.content or f"{folder} has neither {' nor '.join(CONTENT)}"
-        raise ValueError(f"setting content: the content encoder's weights are not there: {where}")
+        file = Path(self.content) if self.content else cache_folder() / CONTENT
+        if not file.is_file():
+            raise ValueError(f"setting content: the content encoder's weights are not there: {file}")
+        return file
 
     def rmvpe_file(self) -> Path | None:
         """RMVPE's weights, None if there are none; ValueError if the setting names none."""

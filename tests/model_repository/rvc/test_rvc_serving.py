@@ -69,7 +69,7 @@ def server(
     voices: dict[str, dict[str, str]],
 ) -> Iterator[Server]:
     weights = tmp_path_factory.mktemp("weights")
-    (weights / "standin-content.pt").symlink_to(checkpoint_file("hubert"))  # found without being named
+    (weights / "hubert_base.pt").symlink_to(checkpoint_file("hubert"))  # found without being named
     environment = {
         "CONTRAFACT_RVC_VOICES": voices[""]["folder"],
         "CONTRAFACT_WEIGHTS_DIR": str(weights),
@@ -232,11 +232,10 @@ def test_weights_are_found_in_their_folder(settings: Any, tmp_path: Path) -> Non
     read = settings.read({})
     assert Path(read.voices) == tmp_path / "rvc-voices"
     assert read.rmvpe_file() is None
-    with pytest.raises(ValueError, match=r"setting content: .* has neither hubert_base.pt nor standin-content.pt"):
+    with pytest.raises(ValueError, match=r"setting content: .* hubert_base.pt"):
         read.content_file()
-    for name in ("standin-content.pt", "hubert_base.pt"):
-        (tmp_path / name).touch()
-        assert read.content_file() == tmp_path / name
+    (tmp_path / "hubert_base.pt").touch()
+    assert read.content_file() == tmp_path / "hubert_base.pt"
     (tmp_path / "rmvpe.pt").touch()
     assert read.rmvpe_file() == tmp_path / "rmvpe.pt"
 
