@@ -6,12 +6,14 @@ import io
 import os
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Source = bytes | Path
 MAX_BYTES = 1 << 30  # real voices are 55 MB, hubert_base.pt 190 MB, rmvpe.pt 180 MB
@@ -193,8 +195,27 @@ def check_tensors(weights: Mapping[Any, Any], limit: int = MAX_BYTES) -> None:
             raise CheckpointError("WRONG_VALUES", f"{name} contains NaN or infinity")
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights as they are where a module would fill them with random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are made in this context take no memory, and are ready for `fill`.
+
+    PyTorch would fill even weights that take no memory, and import its compiler for that: a second and more.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give ``module``, made on the ``meta`` device, its weights: float32, all of them and no others.
+    """Give ``module``, made `without_weights`, its weights: float32, all of them and no others.
 
     Raises:
         CheckpointError: names or shapes differ.

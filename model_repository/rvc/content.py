@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from .checkpoint import MAX_BYTES, CheckpointError, check_tensors, fill, fold_weight_norm, read
+from .checkpoint import MAX_BYTES, CheckpointError, check_tensors, fill, fold_weight_norm, read, without_weights
 
 RATE = 16_000
 FRAME = 320  # samples between features
@@ -132,7 +132,7 @@ class ContentEncoder(nn.Module):
         for name, tensor in fold_weight_norm(weights).items():
             name = translate(name)
             named[name if name.startswith("final_proj.") else f"hubert.{name}"] = tensor
-        with torch.device("meta"):
+        with without_weights():
             model = cls(projection="final_proj.weight" in named)
         fill(model, named)
         return model

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from .excitation import Excitation
 
 REACH = 11  # frames to either side on which a frame of audio depends; 10.4 measured
+TILE = 100  # frames that a CPU decodes at once; what the layers make of many more leaves its cache, which costs a third
 
 
 class ResidualBlock(nn.Module):
@@ -29,8 +31,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for first, second in zip(self.convs1, self.convs2, strict=True):
-            x = x + second(F.leaky_relu(first(F.leaky_relu(x, 0.1)), 0.1))
+            x = second(F.leaky_relu_(first(F.leaky_relu(x, 0.1)), 0.1)).add_(x)
         return x
+
+    @property
+    def reach(self) -> int:
+        """Samples to either side on which one depends."""
+        return sum(conv.padding[0] for conv in (*self.convs1, *self.convs2))
 
 
 class Decoder(nn.Module):
@@ -80,25 +87,72 @@ class Decoder(nn.Module):
                 self.noise_convs.append(nn.Conv1d(1, channels, wide, stride=left, padding=left // 2))
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=False)
 
-    def forward(self, z: Tensor, g: Tensor, har: Tensor | None) -> Tensor:
-        """Audio of ``z``.
+    def forward(self, z: Tensor, g: Tensor, har: Tensor | None, first: int = 0, count: int | None = None) -> Tensor:
+        """Audio of a window of ``z``, by default of all.
 
         Args:
             z: latent, (B, latent, T).
             g: speaker, (B, speaker, 1).
             har: excitation, (B, 1, T * samples), of any float type; None for models without f0.
+            first, count: frames of the window. The others are context, computed no further than the window depends
+                on them.
 
         Returns:
-            (B, 1, T * samples), in -1..1.
+            (B, 1, count * samples), in -1..1.
         """
-        x = self.conv_pre(z) + self.cond(g)
-        for i, up in enumerate(self.ups):
-            x = up(F.leaky_relu(x, 0.1))
+        count = z.shape[-1] - first if count is None else count
+        tiles = max(-(-count // TILE), 1) if z.device.type == "cpu" else 1
+        bounds = [first + count * i // tiles for i in range(tiles + 1)]
+        speaker = self.cond(g)
+        return torch.cat([self._tile(z, speaker, har, slice(*pair)) for pair in pairwise(bounds)], dim=-1)
+
+    def _tile(self, z: Tensor, speaker: Tensor, har: Tensor | None, frames: slice) -> Tensor:
+        """Audio of these frames, as if all were decoded."""
+        used, stages = self._spans(frames, z.shape[-1])
+        given = _widened(used, self.conv_pre.padding[0], z.shape[-1])
+        x = _within(self.conv_pre(z[..., given]), used, given.start) + speaker
+        for i, ((given, wanted), up) in enumerate(zip(stages, self.ups, strict=True)):
+            x = _within(up(F.leaky_relu(x, 0.1)), given, used.start * up.stride[0])
             if self.noise_convs is not None and har is not None:
-                x = x + self.noise_convs[i](har.to(x.dtype))
+                x = x + self._noise(i, har, given).to(x.dtype)
             total = self.resblocks[i * self.blocks](x)
             for j in range(i * self.blocks + 1, (i + 1) * self.blocks):
-                total = total + self.resblocks[j](x)
-            x = total / self.blocks
+                total += self.resblocks[j](x)
+            x, used = _within(total.div_(self.blocks), wanted, given.start), wanted
         # The last slope is PyTorch's default, not the 0.1 of all others: so the checkpoints were trained.
-        return torch.tanh(self.conv_post(F.leaky_relu(x, 0.01)))
+        audio = torch.tanh(self.conv_post(F.leaky_relu(x, 0.01)))
+        return _within(audio, slice(frames.start * self.samples, frames.stop * self.samples), used.start)
+
+    def _spans(self, frames: slice, all_frames: int) -> tuple[slice, list[tuple[slice, slice]]]:
+        """What these frames depend on: frames behind the first convolution, and in each stage the samples that its
+        blocks are given and those of the result that are used.
+        """
+        samples, stages = self.samples, []
+        wanted = slice(frames.start * samples, frames.stop * samples)
+        margin = self.conv_post.padding[0]
+        for i, up in reversed(list(enumerate(self.ups))):
+            used = _widened(wanted, margin, all_frames * samples)
+            blocks = self.resblocks[i * self.blocks : (i + 1) * self.blocks]
+            given = _widened(used, max(block.reach for block in blocks), all_frames * samples)
+            stages.append((given, used))
+            step = up.stride[0]
+            wanted, margin = slice(given.start // step, -(-given.stop // step)), -(-up.padding[0] // step)
+            samples //= step
+        return _widened(wanted, margin, all_frames), stages[::-1]
+
+    def _noise(self, i: int, har: Tensor, span: slice) -> Tensor:
+        """What stage ``i`` adds to these samples."""
+        conv = self.noise_convs[i]
+        left = conv.stride[0]
+        seen = _widened(span, 1, har.shape[-1] // left)  # its kernel sees half a sample around each
+        return _within(conv(har[..., seen.start * left : seen.stop * left].to(conv.weight.dtype)), span, seen.start)
+
+
+def _widened(span: slice, by: int, length: int) -> slice:
+    """``span`` and ``by`` places around it, of ``length``."""
+    return slice(max(span.start - by, 0), min(span.stop + by, length))
+
+
+def _within(x: Tensor, span: slice, start: int) -> Tensor:
+    """The part ``span`` of ``x``, whose first place is number ``start``."""
+    return x[..., span.start - start : span.stop - start]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import CheckpointError, check_tensors, fill, read
+from .checkpoint import CheckpointError, check_tensors, fill, read, without_weights
 
 RATE = 16_000
 HOP = 160
@@ -179,7 +179,7 @@ class Rmvpe(nn.Module):
         if not isinstance(weights, dict):
             raise CheckpointError("WRONG_FORMAT", "not RMVPE weights: the file holds no state dict")
         check_tensors(weights)
-        with torch.device("meta"):
+        with without_weights():
             model = cls()
         fill(model, weights)
         return model

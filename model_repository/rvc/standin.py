@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .checkpoint import save
+from .checkpoint import save, without_weights
 from .content import ContentEncoder
 from .synthesizer import FEATURES, Config, Synthesizer
 from .training import configuration
@@ -34,7 +34,7 @@ _NORMED = ("dec.ups.", "dec.resblocks.", ".enc.cond_layer.", ".enc.in_layers.", 
 
 def content(out: Path, seed: int = 0) -> None:
     """Write a content encoder of full size (190 MB) that `ContentEncoder.load` takes; ``out`` appears at once."""
-    with torch.device("meta"):
+    with without_weights():
         shapes = {name: tuple(tensor.shape) for name, tensor in ContentEncoder().state_dict().items()}
     save({name: _half(_content_tensor(seed, name, shape)) for name, shape in shapes.items()}, out)
 
@@ -42,7 +42,7 @@ def content(out: Path, seed: int = 0) -> None:
 def voice(out: Path, seed: int = 0) -> None:
     """Write a v2 voice of 40 kHz with f0 and four speakers (55 MB); ``out`` appears at once."""
     about = configuration(KIND)
-    with torch.device("meta"):
+    with without_weights():
         model = Synthesizer(Config.read(about, FEATURES["v2"]), SPEAKERS)
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():

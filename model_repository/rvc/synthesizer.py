@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm, voice_weights
+from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm, voice_weights, without_weights
 from .decoder import Decoder
 from .flow import REACH, Flow
 from .prior import PriorEncoder
@@ -175,7 +175,7 @@ class Synthesizer(nn.Module):
             if name not in weights or weights[name].dim() != 2:
                 raise CheckpointError("WRONG_KEYS", f"not a voice: it has no {name}")
         config = Config.read(file, weights["enc_p.emb_phone.weight"].shape[1])
-        with torch.device("meta"):  # sizes are compared before any memory is taken
+        with without_weights():  # sizes are compared before any memory is taken
             model = cls(config, weights["emb_g.weight"].shape[0])
         fill(model, fold_weight_norm(weights))
         return model

@@ -101,10 +101,10 @@ def load(
         CheckpointError: a file is refused; its ``reason`` is for programs, its text for the user.
     """
     file = read(weights, limit=limit)
+    synthesizer = Synthesizer.load(file)
     # Some trainers offer others, and say so; with this one such a voice would sing nonsense.
     if file.get("embedder_model", "contentvec") not in ENCODERS:
         raise CheckpointError("OTHER_ENCODER", "the voice was trained on another content encoder than ContentVec")
-    synthesizer = Synthesizer.load(file)
     found = Index.load(index, FEATURES[synthesizer.config.version], limit) if index is not None else None
     network = synthesizer.to(device=device, dtype=dtype)
     if any(not bool(torch.isfinite(p).all()) for p in network.parameters()):
