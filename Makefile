@@ -1,4 +1,4 @@
-# make demo [SONG=path]   set up, start everything, separate a song into its stems
+# make demo [SONG=path]   set up, start everything, give a song another voice and take it apart
 # make test               set up, run every test that needs no GPU
 
 PYTHON ?= python3
