@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import grpc
 import numpy as np
 import pytest
 import soxr
 from contrafact import Client, ContrafactError, FailedPrecondition, InvalidArgument, JobCancelled, NotFound
-from contrafact.v1 import job_pb2
+from contrafact.v1 import job_pb2, track_pb2, track_pb2_grpc
 from contrafact.v1.job_pb2 import Job
 from numpy.typing import NDArray
 
@@ -117,6 +119,11 @@ async def test_live_late_and_resumed_listeners_get_the_stored_bytes(
     assert late == live
     resumed = b"".join([part.chunk.data async for part in job.stream_cover(len(live) // 2) if part.HasField("chunk")])
     assert resumed == live[len(live) // 2 :]
+    async with grpc.aio.insecure_channel(client.address) as channel:
+        request = track_pb2.CreateDownloadUrlRequest(name=artifact.name)
+        url = (await track_pb2_grpc.TrackServiceStub(channel).CreateDownloadUrl(request)).url
+    fetched = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read())
+    assert fetched == live
     cover = await client.cover_of(artifact.name)
     assert (cover.artifact, cover.spec.track) == (artifact, track.name)
     assert cover.spec.conversion.index_rate == 0.75  # the defaults are written down
@@ -294,6 +301,32 @@ async def test_cancelling_leaves_nothing(
     assert await objects.find("covers/") == []
     await objects.close()
     await pool.close()
+
+
+async def test_what_belongs_to_another_does_not_exist(
+    client: Client, voice: Shelve, song: Path, tmp_path: Path, settings: Settings
+) -> None:
+    track, name = await client.upload(song), await voice(gain=0.6)
+    theirs = await voice(owner="somebody")
+    with pytest.raises(NotFound, match="VOICE_NOT_FOUND"):
+        await client.cover(track, theirs)
+    with pytest.raises(NotFound, match="VOICE_NOT_FOUND"):
+        await client.convert_voice(theirs, silence(), 16_000).__aenter__()
+    made = (await (await client.cover(track, name)).wait()).artifacts[-1]
+    pool = await connect(settings)
+    identity = uuid.UUID(made.name.removeprefix("covers/"))
+    await pool.execute("UPDATE covers SET owner = 'somebody' WHERE id = $1", identity)
+    for attempt in (client.cover_of(made.name), client.delete_cover(made.name), client.download(made.name, tmp_path)):
+        with pytest.raises(NotFound):
+            await attempt
+    assert made.name not in [cover.name async for cover in client.covers()]
+    await pool.execute("DELETE FROM covers WHERE id = $1", identity)
+    await pool.close()
+
+
+async def silence() -> AsyncIterator[bytes]:
+    """A second of it."""
+    yield bytes(4 * 16_000)
 
 
 async def test_tags_say_what_it_is(client: Client, voice: Shelve, tmp_path: Path) -> None:

@@ -20,12 +20,16 @@ import grpc
 import pytest
 from contrafact import Client
 from contrafact.v1 import (
+    conversion_pb2,
+    cover_pb2,
     job_pb2,
     job_pb2_grpc,
     stem_pb2,
     stem_pb2_grpc,
     track_pb2,
     track_pb2_grpc,
+    voice_pb2,
+    voice_pool_pb2,
 )
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.duration_pb2 import Duration
@@ -44,7 +48,9 @@ from tests.orchestrator.test_hostile_uploads import Outcome, Stranger, chunk, en
 
 Code = grpc.StatusCode
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = {f"contrafact.v1.{name}Service" for name in ("Track", "Stem", "Job")}
+SERVICES = {
+    f"contrafact.v1.{name}Service" for name in ("Track", "Stem", "Job", "Voice", "VoicePool", "Cover", "Conversion")
+}
 NOBODY = f"tracks/{uuid.UUID(int=0)}"
 ROOT = Path(__file__).resolve().parents[2]
 SECRET_NAME = "Geheimes Lied 4711.wav"
@@ -130,7 +136,8 @@ async def test_health_of_an_unknown_service(channel: grpc.aio.Channel) -> None:
 def test_reflection_describes_all_services(stack: Stack) -> None:
     with grpc.insecure_channel(stack.api_address) as plain:
         database = ProtoReflectionDescriptorDatabase(plain)
-        assert set(database.get_services()) >= SERVICES | {"grpc.health.v1.Health"}
+        reflected = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+        assert set(database.get_services()) == SERVICES | reflected
         pool = DescriptorPool(database)
         method = pool.FindServiceByName("contrafact.v1.TrackService").FindMethodByName("UploadTrack")
         assert method.input_type.full_name == "contrafact.v1.UploadTrackRequest"
@@ -194,6 +201,22 @@ INVALID: list[tuple[str, Message, str]] = [
     ),
     ("StemService/GetStem", stem_pb2.GetStemRequest(name=f"{NOBODY}/stems/../x"), "name"),
     ("JobService/GetJob", job_pb2.GetJobRequest(name=NOBODY), "name"),
+    ("VoiceService/GetVoice", voice_pb2.GetVoiceRequest(name=NOBODY), "name"),
+    ("VoiceService/ListVoices", voice_pb2.ListVoicesRequest(tags=["x" * 65]), "tags[0]"),
+    ("VoicePoolService/UpdateVoicePool", voice_pool_pb2.UpdateVoicePoolRequest(), "update_mask"),
+    ("CoverService/CreateCover", cover_pb2.CreateCoverRequest(request_id=REQUEST_ID), "spec"),
+    (
+        "CoverService/CreateCover",
+        cover_pb2.CreateCoverRequest(
+            request_id=REQUEST_ID,
+            spec=job_pb2.CoverSpec(
+                track=NOBODY, voice=f"voices/{REQUEST_ID}", conversion=conversion_pb2.Conversion(semitones=25)
+            ),
+        ),
+        "spec.conversion.semitones",
+    ),
+    ("CoverService/ListCovers", cover_pb2.ListCoversRequest(voice=NOBODY), "voice"),
+    ("CoverService/DownloadCover", cover_pb2.DownloadCoverRequest(name=f"covers/{REQUEST_ID}", offset=-1), "offset"),
     ("JobService/ListJobs", job_pb2.ListJobsRequest(states=cast(Any, [1, 0])), "states[1]"),
 ]
 

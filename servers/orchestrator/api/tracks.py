@@ -19,6 +19,7 @@ from servers.orchestrator.api.resources import (
 )
 from servers.orchestrator.api.stems import find_stem
 from servers.orchestrator.api.uploads import Uploads, url_key
+from servers.orchestrator.api.covers import find_cover
 from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore
@@ -166,6 +167,9 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
     ) -> track_pb2.CreateDownloadUrlResponse:
         if request.name.startswith("voices/"):
             key, _, file_name = sample_of(await find_voice(VoiceStore(self._pool), request.name))
+        elif request.name.startswith("covers/"):
+            cover = await find_cover(self._pool, request.name)
+            key, file_name = cover["object_key"], f"{cover['id']}.{cover['format']}"
         elif "/stems/" in request.name:
             _, stem = await find_stem(self._pool, request.name)
             key, file_name = stem["object_key"], request.name.split("/")[-1]

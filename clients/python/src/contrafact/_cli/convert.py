@@ -52,6 +52,7 @@ def convert(
     protect: options.Protect = None,
     rms_mix: options.RmsMix = None,
     pitch_method: options.PitchMethod = "",
+    speaker: options.Speaker = 0,
     block: Annotated[
         float, typer.Option(help="Seconds converted at once, 0.05 to 2.", show_default="0.25")
     ] = 0.0,
@@ -79,6 +80,7 @@ def convert(
         "protect": protect,
         "rms_mix": rms_mix,
         "pitch_method": pitch_method,
+        "speaker": speaker,
         "block_seconds": block,
     }
 

@@ -56,6 +56,7 @@ def cover(
     protect: options.Protect = None,
     rms_mix: options.RmsMix = None,
     pitch_method: options.PitchMethod = "",
+    speaker: options.Speaker = 0,
     vocals_gain: Annotated[float, typer.Option(min=-60, max=24, help="Gain of the vocals in dB.")] = 0.0,
     instrumental_gain: Annotated[float, typer.Option(min=-60, max=24, help="Gain of the rest in dB.")] = 0.0,
     match_loudness: Annotated[
@@ -90,6 +91,7 @@ def cover(
         "protect": protect,
         "rms_mix": rms_mix,
         "pitch_method": pitch_method,
+        "speaker": speaker,
         "vocals_gain_db": vocals_gain,
         "instrumental_gain_db": instrumental_gain,
         "match_loudness": match_loudness,

@@ -40,4 +40,5 @@ RmsMix = Annotated[
 PitchMethod = Annotated[
     str, typer.Option(help="rmvpe, swift-f0 or pyin.", show_default="the best the server has")
 ]
+Speaker = Annotated[int, typer.Option(min=0, help="Which of the voice's speakers.")]
 Limit = Annotated[int, typer.Option(min=1, help="Show at most so many.")]
