@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .excitation import Excitation
 
 REACH = 11  # frames to either side on which a frame of audio depends; 10.4 measured
+EDGE = 3  # of these, the first and the last convolution see so many places to either side
 TILE = 100  # frames that a CPU decodes at once; what the layers make of many more leaves its cache, which costs a third
 
 
@@ -33,11 +34,6 @@ class ResidualBlock(nn.Module):
         for first, second in zip(self.convs1, self.convs2, strict=True):
             x = second(F.leaky_relu_(first(F.leaky_relu(x, 0.1)), 0.1)).add_(x)
         return x
-
-    @property
-    def reach(self) -> int:
-        """Samples to either side on which one depends."""
-        return sum(conv.padding[0] for conv in (*self.convs1, *self.convs2))
 
 
 class Decoder(nn.Module):
@@ -67,8 +63,12 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.samples = math.prod(rates)
+        self.steps = tuple(rates)
+        # Places to either side on which one depends: in the residual blocks, and before each transposed convolution.
+        self._reach = max(k // 2 * sum(d + 1 for d in ds) for k, ds in zip(block_kernels, block_dilations, strict=True))
+        self._up_reach = [math.ceil((k - step) / 2 / step) for step, k in zip(rates, kernels, strict=True)]
         self.blocks = len(block_kernels)
-        self.conv_pre = nn.Conv1d(latent, channels, 7, padding=3)
+        self.conv_pre = nn.Conv1d(latent, channels, 2 * EDGE + 1, padding=EDGE)
         self.cond = nn.Conv1d(speaker, channels, 1)
         self.m_source = Excitation(rate, self.samples) if f0 else None
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
                 left = math.prod(rates[i + 1 :])  # the excitation has all samples; this stage has 1 in `left`
                 wide = 2 * left if left > 1 else 1
                 self.noise_convs.append(nn.Conv1d(1, channels, wide, stride=left, padding=left // 2))
-        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=False)
+        self.conv_post = nn.Conv1d(channels, 1, 2 * EDGE + 1, padding=EDGE, bias=False)
 
     def forward(self, z: Tensor, g: Tensor, har: Tensor | None, first: int = 0, count: int | None = None) -> Tensor:
         """Audio of a window of ``z``, by default of all.
@@ -109,43 +109,44 @@ class Decoder(nn.Module):
     def _tile(self, z: Tensor, speaker: Tensor, har: Tensor | None, frames: slice) -> Tensor:
         """Audio of these frames, as if all were decoded."""
         used, stages = self._spans(frames, z.shape[-1])
-        given = _widened(used, self.conv_pre.padding[0], z.shape[-1])
+        given = _widened(used, EDGE, z.shape[-1])
         x = _within(self.conv_pre(z[..., given]), used, given.start) + speaker
         for i, ((given, wanted), up) in enumerate(zip(stages, self.ups, strict=True)):
-            x = _within(up(F.leaky_relu(x, 0.1)), given, used.start * up.stride[0])
+            x = _within(up(F.leaky_relu(x, 0.1)), given, used.start * self.steps[i])
             if self.noise_convs is not None and har is not None:
-                x = x + self._noise(i, har, given).to(x.dtype)
+                step = math.prod(self.steps[i + 1 :])
+                x = x + _noise(self.noise_convs[i], har.to(x.dtype), given, step)
             total = self.resblocks[i * self.blocks](x)
             for j in range(i * self.blocks + 1, (i + 1) * self.blocks):
                 total += self.resblocks[j](x)
             x, used = _within(total.div_(self.blocks), wanted, given.start), wanted
         # The last slope is PyTorch's default, not the 0.1 of all others: so the checkpoints were trained.
         audio = torch.tanh(self.conv_post(F.leaky_relu(x, 0.01)))
-        return _within(audio, slice(frames.start * self.samples, frames.stop * self.samples), used.start)
+        return _within(audio, _times(frames, self.samples), used.start)
 
     def _spans(self, frames: slice, all_frames: int) -> tuple[slice, list[tuple[slice, slice]]]:
-        """What these frames depend on: frames behind the first convolution, and in each stage the samples that its
-        blocks are given and those of the result that are used.
+        """What these frames depend on: frames behind the first convolution; in each stage, samples that its blocks are
+        given, and those of their result that are used.
         """
-        samples, stages = self.samples, []
-        wanted = slice(frames.start * samples, frames.stop * samples)
-        margin = self.conv_post.padding[0]
-        for i, up in reversed(list(enumerate(self.ups))):
-            used = _widened(wanted, margin, all_frames * samples)
-            blocks = self.resblocks[i * self.blocks : (i + 1) * self.blocks]
-            given = _widened(used, max(block.reach for block in blocks), all_frames * samples)
+        length, wanted, reach = all_frames * self.samples, _times(frames, self.samples), EDGE
+        stages = []
+        for step, up_reach in zip(reversed(self.steps), reversed(self._up_reach), strict=True):
+            used = _widened(wanted, reach, length)
+            given = _widened(used, self._reach, length)
             stages.append((given, used))
-            step = up.stride[0]
-            wanted, margin = slice(given.start // step, -(-given.stop // step)), -(-up.padding[0] // step)
-            samples //= step
-        return _widened(wanted, margin, all_frames), stages[::-1]
+            wanted, reach = slice(given.start // step, -(-given.stop // step)), up_reach
+            length //= step
+        return _widened(wanted, reach, length), stages[::-1]
 
-    def _noise(self, i: int, har: Tensor, span: slice) -> Tensor:
-        """What stage ``i`` adds to these samples."""
-        conv = self.noise_convs[i]
-        left = conv.stride[0]
-        seen = _widened(span, 1, har.shape[-1] // left)  # its kernel sees half a sample around each
-        return _within(conv(har[..., seen.start * left : seen.stop * left].to(conv.weight.dtype)), span, seen.start)
+
+def _noise(conv: nn.Module, har: Tensor, span: slice, step: int) -> Tensor:
+    """Samples ``span`` of ``conv``'s result, each of ``step`` samples of ``har`` and half as many around them."""
+    given = _widened(span, 1, har.shape[-1] // step)
+    return _within(conv(har[..., _times(given, step)]), span, given.start)
+
+
+def _times(span: slice, step: int) -> slice:
+    return slice(span.start * step, span.stop * step)
 
 
 def _widened(span: slice, by: int, length: int) -> slice:

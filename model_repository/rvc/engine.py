@@ -215,8 +215,7 @@ class Engine:
             begins, phases = _chain(chunks, turns[:, lead], turns[:, lead + window.advance])
             source = _noise(chunks, starts, decoded, 1, voice.samples, device).flatten(1)
             har = network.dec.m_source(hertz[:, decoded], source, begins)
-        sound = network.dec(latent, speaker, har)[:, 0].float()
-        sound = sound[:, lead * voice.samples : (lead + window.length) * voice.samples]
+        sound = network.dec(latent, speaker, har, lead, window.length)[:, 0].float()
         return sound.cpu().numpy(), phases
 
 

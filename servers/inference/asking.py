@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from servers.inference.keeper import ModelKeeper
-from servers.inference.triton import Answer, Question, Triton, TritonError
+from servers.inference.triton import Answer, Question, Region, Triton, TritonError
 from servers.platform import telemetry
 from servers.platform.settings import Settings
 
@@ -27,6 +27,10 @@ _TRANSIENT = frozenset(
 
 class InferenceFailed(Exception):
     """The model did not answer, whatever was tried."""
+
+
+class InferenceRefused(InferenceFailed):
+    """The model does not do what it was asked, and would not if it was asked again."""
 
 
 class Asker:
@@ -47,7 +51,7 @@ class Asker:
         question: Question,
         take: Callable[[Answer], T],
         *,
-        output_bytes: int,
+        output_bytes: int | None,
         priority: int,
         request_id: str,
         final: Callable[[TritonError], bool] = lambda error: False,
@@ -57,13 +61,14 @@ class Asker:
         Args:
             question: What to ask.
             take: Copies what is wanted: the answer's memory is used again.
-            output_bytes: Most that the large output needs.
+            output_bytes: Most that the large output needs, always the same with the same size of input, because
+                shared memory of that size is kept; None: both go inline.
             priority: 1 overtakes 2 between inferences.
             request_id: Names the question in Triton's log.
             final: Tells errors that are an answer, not a failure; they are raised at once.
 
         Raises:
-            InferenceFailed: The model failed again and again.
+            InferenceFailed: The model failed again and again, or (InferenceRefused) it refuses.
             ModelUnavailable: It could not be loaded for a long time.
             TritonError: One that is ``final``.
         """
@@ -81,7 +86,7 @@ class Asker:
                 if final(error):
                     raise
                 if error.status not in _TRANSIENT and "shared memory region" not in error.message:
-                    raise InferenceFailed(str(error)) from error
+                    raise InferenceRefused(str(error)) from error
                 if not error.busy:  # waiting behind others, however long, is no failure
                     failures += 1
                 if failures == ATTEMPTS:
@@ -121,13 +126,25 @@ class Asker:
             await asyncio.gather(*nudges, return_exceptions=True)
 
     async def _once(
-        self, question: Question, take: Callable[[Answer], T], output_bytes: int, priority: int, request_id: str
+        self,
+        question: Question,
+        take: Callable[[Answer], T],
+        output_bytes: int | None,
+        priority: int,
+        request_id: str,
     ) -> T:
+        if output_bytes is None:
+            return await self._send(question, take, None, priority, request_id)
         async with self._triton.region(question.samples.nbytes, output_bytes) as region:
             if region is not None:
                 region.array(0, question.samples.shape)[:] = question.samples
-            answer = await self._triton.infer(
-                question, region=region, priority=priority, timeout=self.timeout, request_id=request_id
-            )
-            telemetry.SEGMENTS.labels(self.model, "inline" if region is None else "shared_memory").inc()
-            return take(answer)
+            return await self._send(question, take, region, priority, request_id)
+
+    async def _send(
+        self, question: Question, take: Callable[[Answer], T], region: Region | None, priority: int, request_id: str
+    ) -> T:
+        answer = await self._triton.infer(
+            question, region=region, priority=priority, timeout=self.timeout, request_id=request_id
+        )
+        telemetry.SEGMENTS.labels(self.model, "inline" if region is None else "shared_memory").inc()
+        return take(answer)

@@ -56,8 +56,11 @@ class Converter:
 
     def __init__(self, triton: Triton, keeper: ModelKeeper, settings: Settings) -> None:
         self._triton = triton
+        self._keeper = keeper
         self._asker = Asker(triton, keeper, settings)
+        self._geometry: Geometry | None = None
         self._patience = settings.model_load_timeout_seconds
+        self._live_patience = settings.live_idle_seconds
 
     async def convert(
         self,
@@ -113,31 +116,39 @@ class Converter:
                     start += ready.size
 
     async def geometry(self) -> Geometry:
-        """Sizes of the chunks that the model takes."""
-        given = await self._triton.parameters(self._asker.model)
-        return Geometry(**{name: int(given[name]) for name in ("core", "before", "after", "fade") if name in given})
+        """Sizes of the chunks that the model takes; ModelUnavailable if it cannot be asked for a long time."""
+        while self._geometry is None:
+            await self._keeper.wait()
+            try:
+                given = await self._triton.parameters(self._asker.model)
+            except TritonError:  # it is just being loaded again
+                await self._keeper.wait(check=True)
+            else:
+                sizes = {name: int(given[name]) for name in ("core", "before", "after", "fade") if name in given}
+                self._geometry = Geometry(**sizes)
+        return self._geometry
 
     async def pitch(
         self, audio: NDArray[np.float32], method: str, *, priority: int, request_id: str
     ) -> NDArray[np.float32]:
         """The f0 of a singer in Hz per 10 ms, 0 where unvoiced; ``audio``: mono at 16 kHz, at most 60 s."""
         question = self._question(audio, {"action": "pitch", "method": method})
-        return await self._ask(question, lambda answer: answer.others["sung"].copy(), 4, priority, request_id)
+        return await self._ask(question, lambda answer: answer.others["sung"].copy(), None, priority, request_id)
 
     async def live(self, chunk: LiveChunk, voice: VoiceFiles, *, priority: int, request_id: str) -> Part:
-        """Convert one window of a live stream; errors as of ``convert``."""
-        parameters = {**asdict(chunk.params), **voice.parameters, "action": "live"}
+        """Convert one window of a live stream; errors as of ``convert``, but sooner: somebody listens."""
+        parameters = {**_parameters(chunk.params, voice, priority), "action": "live"}
         parameters |= {name: getattr(chunk, name) for name in ("first", "skip", "length", "advance")}
         question = self._question(chunk.audio, parameters, chunk.phase, chunk.f0)
-        return await self._ask(question, _part, _most_bytes(chunk.length), priority, request_id)
+        return await self._ask(question, _part, None, priority, request_id, patience=self._live_patience)
 
     async def _convert(
         self, chunk: Chunk, phase: float, voice: VoiceFiles, priority: int, request_id: str
     ) -> Converted:
-        parameters = {**asdict(chunk.params), **voice.parameters, "first": chunk.first}
+        parameters = {**_parameters(chunk.params, voice, priority), "first": chunk.first}
         question = self._question(chunk.audio, parameters, phase)
-        part = await self._ask(question, _part, _most_bytes(len(chunk.audio) // HOP), priority, request_id)
-        return part.made
+        most = 4 * (len(chunk.audio) // HOP) * (LARGEST_RATE // 100)
+        return (await self._ask(question, _part, most, priority, request_id)).made
 
     def _question(
         self,
@@ -156,10 +167,17 @@ class Converter:
         )
 
     async def _ask(
-        self, question: Question, take: Callable[[Answer], T], output_bytes: int, priority: int, request_id: str
+        self,
+        question: Question,
+        take: Callable[[Answer], T],
+        output_bytes: int | None,
+        priority: int,
+        request_id: str,
+        *,
+        patience: float | None = None,
     ) -> T:
         """As ``Asker.ask``, patient while the voice is loading or its files cannot be reached."""
-        give_up = time.monotonic() + self._patience
+        give_up = time.monotonic() + (self._patience if patience is None else patience)
         pause = _ASK_AGAIN_SECONDS
         while True:
             try:
@@ -179,8 +197,9 @@ class Converter:
             pause = min(2 * pause, _ASK_AGAIN_AT_MOST)
 
 
-def _most_bytes(frames: int) -> int:
-    return 4 * frames * (LARGEST_RATE // 100)
+def _parameters(params: Params, voice: VoiceFiles, priority: int) -> dict[str, Any]:
+    # Whether a person waits decides whose cold voice is loaded first, too.
+    return {**asdict(params), **voice.parameters, "interactive": priority == 1}
 
 
 def _part(answer: Answer) -> Part:

@@ -47,7 +47,7 @@ class VoiceModel:
 
     async def warm(self, voice: VoiceFiles) -> dict[str, Any]:
         """Begin to load a voice; the report at once."""
-        return await self._control("warm", **voice.parameters)
+        return await self._control("warm", **voice.parameters, interactive=False)
 
     async def evict(self, voice: UUID) -> dict[str, Any]:
         """Forget a voice and its files; the report after that."""
@@ -57,7 +57,7 @@ class VoiceModel:
         """Change settings: any of ``enabled``, ``capacity``, ``idle_seconds``, ``strategy``; the report after that."""
         return await self._control("configure", settings=json.dumps(dict(wanted)))
 
-    async def _control(self, action: str, **parameters: str) -> dict[str, Any]:
+    async def _control(self, action: str, **parameters: str | bool) -> dict[str, Any]:
         question = Question(
             self._keeper.model,
             "audio",

@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     max_voice_weights_bytes: int = Field(600_000_000, gt=0)
     max_voice_index_bytes: int = Field(1_000_000_000, gt=0)
     max_voice_sample_bytes: int = Field(20_000_000, gt=0)
+    live_streams: int = Field(32, ge=1, description="Live voices at once in one API server.")
     live_idle_seconds: float = Field(60.0, gt=0, description="A live stream that sends nothing for so long is ended.")
     voice_imports: int = Field(4, ge=1, le=64, description="Imports at once in one API server.")
     voice_import_seconds: float = Field(3600.0, gt=0, description="All files of an import must arrive within.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -38,6 +37,14 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
         raise group_error.exceptions[0] from None
 
 
+async def stopped(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and await its end, whatever that is; a cancellation of the caller's own is not lost in it."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+
+
 class Background(ABC):
     """Something that works by itself while it is used as a context manager."""
 
@@ -55,9 +62,7 @@ class Background(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await stopped(self._task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,4 @@ async def unzipped(
     try:
         yield tuple(read(queue) for queue in queues)
     finally:
-        feeding.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await feeding
+        await stopped(feeding)

@@ -7,7 +7,7 @@ Objects (S3):
 ``tracks/{sha256}/source.{ext}``                        a recording, read-only once written
 ``stems/{sha256}/{model}-{version}/{stem}.{ext}``       a finished stem
 ``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem, or of a "cover", that is being made
-``covers/{cover}/cover.{ext}``                          a finished cover
+``covers/{cover}/{sha256}.{ext}``                       a finished cover, by the digest of its bytes
 ``voices/{voice}/{sha256}.pth``                         a voice's weights
 ``voices/{voice}/{sha256}.index``                       its retrieval index
 ``voices/{voice}/sample``                               its sample
@@ -59,9 +59,9 @@ def covers_prefix(cover: UUID) -> str:
     return f"covers/{cover}/"
 
 
-def cover(cover_id: UUID, extension: str) -> str:
-    """A finished cover."""
-    return f"{covers_prefix(cover_id)}cover.{extension}"
+def cover(cover_id: UUID, sha256: str, extension: str) -> str:
+    """A finished cover of these bytes: two attempts may differ, and none overwrites the other's."""
+    return f"{covers_prefix(cover_id)}{sha256}.{extension}"
 
 
 def live_prefix(job: UUID) -> str:

@@ -14,6 +14,7 @@ OUTAGES: tuple[type[Exception], ...] = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,  # deadlocks: the one that was chosen may try again
     MinioException,
     HTTPError,
     RedisError,

@@ -75,7 +75,7 @@ async def serve(config: Settings) -> None:
         store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
         tracks = TrackService(pool, objects, store, Uploads(pool, objects, config))
         jobs = JobService(store, events, hub)
-        # Workers keep the model alive.
+        # Workers keep the model loaded; a live voice that fails may have it loaded again from here, too.
         voice_keeper = ModelKeeper(triton, config.voice_model, config)
         voice_model = VoiceModel(triton, voice_keeper, config)
         voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
@@ -84,8 +84,10 @@ async def serve(config: Settings) -> None:
         voice_pool = VoicePoolService(voice_store, voice_model, reports)
         creator = JobCreator(store, queue)
         stems = StemService(pool, objects, store, creator, hub, config)
-        covers = CoverService(pool, objects, store, creator, hub, voice_store, config)
-        conversion = ConversionService(voice_store, voice_model, Converter(triton, voice_keeper, config), config)
+        covers = CoverService(pool, objects, store, creator, hub, voice_store, reports, config)
+        conversion = ConversionService(
+            voice_store, reports, voice_model, Converter(triton, voice_keeper, config), config
+        )
         services = [
             _service("TrackService", track_pb2, track_pb2_grpc, tracks),
             _service("StemService", stem_pb2, stem_pb2_grpc, stems),

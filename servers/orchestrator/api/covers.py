@@ -20,19 +20,23 @@ from servers.orchestrator.api.resources import (
     resource_id,
     write_token,
 )
-from servers.orchestrator.api.voices import find_voice
+from servers.orchestrator.api.voices import check_method, find_voice
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.events import BEGINNING, EventHub
 from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
 from servers.orchestrator.voices.parameters import completed, completed_mix
+from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, not_found, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
 from servers.platform.settings import Settings
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
-from servers.storage.database import Pool, Row
+from servers.storage.database import Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
+
+LOWEST_RATE = 8000  # that the mixer measures
 
 
 async def find_cover(pool: Pool, name: str) -> Row:
@@ -56,6 +60,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         creator: JobCreator,
         hub: EventHub,
         voices: VoiceStore,
+        reports: PoolReports,
         settings: Settings,
     ) -> None:
         self._pool = pool
@@ -64,6 +69,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         self._creator = creator
         self._hub = hub
         self._voices = voices
+        self._reports = reports
         self._settings = settings
 
     async def CreateCover(
@@ -80,6 +86,10 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
 
         async def resources() -> tuple[UUID, UUID]:
             track, voice = await find_track(self._pool, spec.track), await find_voice(self._voices, spec.voice)
+            if track["sample_rate"] < LOWEST_RATE:
+                message = f"a track of {track['sample_rate']} Hz cannot be covered; {LOWEST_RATE} Hz are needed"
+                raise precondition("TRACK_RATE_TOO_LOW", message)
+            await check_method(self._reports, spec.conversion)
             if spec.conversion.speaker >= voice["speakers"]:
                 message = f"the voice has speakers 0 to {voice['speakers'] - 1}"
                 raise invalid("UNKNOWN_SPEAKER", message, "spec.conversion.speaker")
@@ -119,10 +129,14 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         self, request: cover_pb2.DeleteCoverRequest, context: Context
     ) -> cover_pb2.DeleteCoverResponse:
         row = await find_cover(self._pool, request.name)
-        # The bytes first: a row without them can be deleted again, bytes without a row would stay for ever.
-        await self._objects.delete_prefix(keys.covers_prefix(row["id"]))
-        await self._pool.execute("DELETE FROM covers WHERE id = $1", row["id"])
+        await to_the_end(self._delete(row))
         return cover_pb2.DeleteCoverResponse()
+
+    async def _delete(self, row: Row) -> None:
+        # Against who publishes the same cover at this moment. Bytes without a row are found by the reconciler.
+        async with exclusive(self._pool, str(row["id"])) as connection:
+            await connection.execute("DELETE FROM covers WHERE id = $1", row["id"])
+            await self._objects.delete_prefix(keys.covers_prefix(row["id"]))
 
     async def DownloadCover(
         self, request: cover_pb2.DownloadCoverRequest, context: Context
@@ -152,6 +166,8 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
                     said_anything = True
                     offset += len(part.data)
                     yield cover_pb2.StreamCoverResponse(chunk=part, frames_ready=ready)
+                if job["state"] == "SUCCEEDED":
+                    raise not_found("cover", request.job)  # it was deleted since
                 if job["state"] in FINAL_STATES:
                     raise ended_without(job, "the cover")
                 if not said_anything:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+import asyncpg
 import grpc
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
@@ -54,7 +55,11 @@ class JobCreator:
         if row is None:
             track_id, voice_id = await resources()
             new = NewJob(principal().id, request, *wanted, track_id, telemetry.outgoing_headers(), voice_id)
-            row, is_new = await self._store.create(new)
+            try:
+                row, is_new = await self._store.create(new)
+            except asyncpg.ForeignKeyViolationError:  # something was deleted since
+                await resources()
+                raise
             if is_new:
                 await self._dispatch(row)
         if (row["kind"], row["priority"], row["spec"]) != wanted:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from contrafact.v1 import track_pb2, track_pb2_grpc
 
+from servers.orchestrator.api.covers import find_cover
 from servers.orchestrator.api.resources import (
     TRACK_COLUMNS,
     find_track,
@@ -19,7 +20,6 @@ from servers.orchestrator.api.resources import (
 )
 from servers.orchestrator.api.stems import find_stem
 from servers.orchestrator.api.uploads import Uploads, url_key
-from servers.orchestrator.api.covers import find_cover
 from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore

@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 import tempfile
-import time
 import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,6 +27,7 @@ from servers.media.probe import TrackFacts, probe_isolated
 from servers.media.sniff import sniff
 from servers.orchestrator.api.resources import TRACK_COLUMNS
 from servers.orchestrator.api.upload_writer import UploadWriter
+from servers.orchestrator.pacing import paced
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid, not_found, precondition
 from servers.platform.settings import Settings
@@ -161,25 +161,11 @@ class Uploads:
                     raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
         return None
 
-    async def paced(
+    def paced(
         self, requests: AsyncIterator[track_pb2.UploadTrackRequest]
     ) -> AsyncIterator[track_pb2.UploadTrackRequest]:
         """Pass messages on, and give up on clients that send nothing, or hardly anything, for long."""
-        idle = self._settings.upload_idle_seconds
-        began, received = time.monotonic(), 0
-        while True:
-            try:
-                async with asyncio.timeout(idle):
-                    request = await anext(requests, None)
-            except TimeoutError:
-                raise _too_slow(f"nothing arrived for {idle:g} s") from None
-            if request is None:
-                return
-            yield request
-            received += len(request.chunk.data)
-            seconds = time.monotonic() - began
-            if seconds > idle and received < seconds * self._settings.upload_min_bytes_per_second:
-                raise _too_slow(f"{received} bytes in {seconds:.0f} s")
+        return paced(requests, lambda request: len(request.chunk.data), self._settings, "the upload can be resumed")
 
     def _check(self, upload: Row, chunk: audio_pb2.DataChunk, position: int) -> None:
         end = chunk.offset + len(chunk.data)
@@ -378,11 +364,3 @@ def clean_name(name: str) -> str:
         base = unicodedata.normalize("NFC", base)
     base = "".join(character for character in base if unicodedata.category(character)[0] != "C").strip()
     return base if base.strip(".") else "untitled"
-
-
-def _too_slow(detail: str) -> ApiError:
-    return ApiError(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "UPLOAD_TOO_SLOW",
-        f"{detail}; the upload can be resumed",
-    )

@@ -12,7 +12,7 @@ from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
 from servers.orchestrator.api.voices import check_mask
 from servers.orchestrator.jobs.messages import duration
-from servers.orchestrator.voices.pool import PoolReports, Report
+from servers.orchestrator.voices.pool import EVENTS, PoolReports, Report
 from servers.orchestrator.voices.reconcile import model_settings
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform import telemetry
@@ -121,8 +121,8 @@ def describe(row: Row, report: Report | None) -> voice_pool_pb2.VoicePool:
             idle=duration(voice["idle_seconds"]),
             load_time=duration(voice["load_seconds"]),
         )
-    counters = dict(report["counters"])
-    seconds = duration(counters.pop("load_seconds"))
+    counters = {event: report["counters"][event] for event in EVENTS}
+    seconds = duration(report["counters"]["load_seconds"])
     pool.counters.CopyFrom(voice_pool_pb2.PoolCounters(**counters, load_time=seconds))
     pool.disk_bytes = report["disk"]["bytes"]
     return pool

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import grpc
-from contrafact.v1 import audio_pb2, voice_pb2, voice_pb2_grpc
+from contrafact.v1 import audio_pb2, conversion_pb2, voice_pb2, voice_pb2_grpc
 
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
@@ -18,6 +18,7 @@ from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.voices import deletion
 from servers.orchestrator.voices.importing import Importer, Said
+from servers.orchestrator.voices.parameters import pitch_method
 from servers.orchestrator.voices.pool import PoolReports, Report
 from servers.orchestrator.voices.store import VoiceStore, files_of
 from servers.platform import telemetry
@@ -41,6 +42,14 @@ async def find_voice(store: VoiceStore, name: str) -> Row:
     if row is None:
         raise not_found("voice", name)
     return row
+
+
+async def check_method(reports: PoolReports, conversion: conversion_pb2.Conversion) -> None:
+    """FAILED_PRECONDITION if the model is known to lack the weights that the pitch method needs."""
+    method, report = pitch_method(conversion), await reports.last()
+    if method and report is not None and method not in report["methods"]:
+        message = f"there are no weights for {method} here; there are: {', '.join(report['methods'])}"
+        raise precondition("PITCH_METHOD_UNAVAILABLE", message)
 
 
 def sample_of(row: Row) -> tuple[str, int, str]:

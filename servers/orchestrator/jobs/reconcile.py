@@ -11,7 +11,7 @@ from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.storage import keys
-from servers.storage.database import Pool
+from servers.storage.database import Pool, exclusive
 from servers.storage.objects import ObjectStore
 
 INTERVAL_SECONDS = 5.0
@@ -28,6 +28,7 @@ class Reconciler:
         self._queue = queue
         self._settings = settings
         self._orphans_at = 0.0
+        self._orphan_covers_at = 0.0
 
     async def run(self) -> None:
         """Reconcile every few seconds until cancelled."""
@@ -36,6 +37,7 @@ class Reconciler:
                 self.dispatch_stranded,
                 self.remove_stale_uploads,
                 self.remove_orphan_pieces,
+                self.remove_orphan_covers,
                 self.remove_live_pieces,
                 self.measure,
             ):
@@ -71,6 +73,19 @@ class Reconciler:
         known = await self._pool.fetch("SELECT id FROM uploads WHERE id::text = ANY($1)", list(found))
         for orphan in found - {str(row["id"]) for row in known}:
             await self._objects.delete_prefix(f"uploads/{orphan}/")
+
+    async def remove_orphan_covers(self) -> None:
+        """Remove the bytes of covers that no row names: their job crashed or was cancelled before it ended."""
+        if time.monotonic() < self._orphan_covers_at:
+            return
+        self._orphan_covers_at = time.monotonic() + ORPHANS_SECONDS
+        found = await self._objects.find("covers/")
+        known = await self._pool.fetch("SELECT object_key FROM covers WHERE object_key = ANY($1)", found)
+        for orphan in set(found) - {row["object_key"] for row in known}:
+            # Whoever publishes it at this moment has put the bytes, and not yet the row.
+            async with exclusive(self._pool, orphan.split("/")[1]) as connection:
+                if not await connection.fetchval("SELECT 1 FROM covers WHERE object_key = $1", orphan):
+                    await self._objects.delete([orphan])
 
     async def remove_live_pieces(self) -> None:
         """Remove the live pieces of jobs that have ended: whoever still listens reads the finished stems."""

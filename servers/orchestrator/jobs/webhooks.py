@@ -16,6 +16,7 @@ proto JSON, with its artifacts. A 2xx status is success and 410 means never agai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import random
@@ -107,6 +108,9 @@ class WebhookDeliverer(Background):
             await self._note(row, outcome, trouble)
         except Exception as error:  # it is due again when its time is up
             outcome, trouble = "interrupted", type(error).__name__
+            if row["attempts"] >= self._attempts:
+                with contextlib.suppress(Exception):
+                    await self._note(row, "failed", trouble)
         DELIVERIES.labels(outcome).inc()
         telemetry.log().info(
             "webhook",

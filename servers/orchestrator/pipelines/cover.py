@@ -62,6 +62,8 @@ class CoverPipeline:
         voice = await self._voice_store.used(voice_id) if voice_id else None
         if voice is None:
             raise JobFailure("VOICE_DELETED", "the voice was deleted")
+        if spec.conversion.auto_octave and voice["pitch_median"] is None:
+            raise JobFailure("VOICE_PITCH_UNKNOWN", "the voice's pitch is not known any more")
         identity = cover_id(run.row["owner"], recording["sha256"], voice, spec)
         if await self._covers.take(run, identity):
             return
@@ -70,9 +72,9 @@ class CoverPipeline:
         cover = self._growing(run, recording, "cover", messages.audio_format(spec.format), _tags(recording, voice))
         with told_to_the_caller():
             async with self._recordings.fetched(run, recording, *([stored["object_key"]] if stored else [])) as files:
-                await self._load(run, voice, separating=stored is None)
                 vocals: GrowingFile | Path
-                vocals = files[1] if stored else self._growing(run, recording, "vocals", AudioFormat.FLAC)
+                vocals = files[1] if files[1:] else self._growing(run, recording, "vocals", AudioFormat.FLAC)
+                await self._load(run, voice, separating=isinstance(vocals, GrowingFile))
                 stream = CoverStream(self._engines, run, spec, recording, voice, files[0], vocals)
                 async with aclosing(stream.blocks()) as blocks:
                     async for block in blocks:

@@ -34,6 +34,7 @@ from servers.platform.tasks import unzipped
 from servers.storage.database import Row
 
 VOCALS, INSTRUMENTAL, SINGER = "vocals", "instrumental", "singer"  # inputs of the mix
+STEPS = np.float32(1 << 23)  # of a stored stem: 24 bits
 T = TypeVar("T")
 
 
@@ -105,6 +106,12 @@ class CoverStream:
                     self.report = part
 
     async def _vocals_blocks(self) -> AsyncGenerator[Block, None]:
+        """The vocals in the precision in which they are stored, so that all attempts and later covers see the same."""
+        async with aclosing(self._exact_vocals()) as blocks:
+            async for block in blocks:
+                yield Block(np.rint(block.samples * STEPS) / STEPS, block.sample_rate, block.start)
+
+    async def _exact_vocals(self) -> AsyncGenerator[Block, None]:
         if isinstance(self._vocals, Path):
             await self._run.stage("CONVERT")
             async with aclosing(decode(self._vocals)) as stored:

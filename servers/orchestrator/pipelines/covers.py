@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from uuid import UUID, uuid5
 
-import asyncpg
 from contrafact.engine.v1 import mixer_pb2
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
 from servers.inference.models import SEPARATION_MODELS, VOICE_MODELS
 from servers.orchestrator.jobs import messages
-from servers.orchestrator.jobs.runner import JobRun
-from servers.orchestrator.jobs.store import LeaseLost
+from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.growing import GrowingFile
 from servers.orchestrator.pipelines.recordings import channels
 from servers.orchestrator.pipelines.stems import warn_of_clipping
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
 from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
@@ -35,6 +34,7 @@ def cover_id(owner: str, sha256: str, voice: Row, spec: job_pb2.CoverSpec) -> UU
         voice["weights_sha256"],
         voice["index_sha256"],
         json_format.MessageToDict(spec.conversion),
+        voice["pitch_median"] if spec.conversion.auto_octave else None,
         json_format.MessageToDict(spec.mix),
         messages.audio_format(spec.format),
     ]
@@ -65,19 +65,18 @@ class Covers:
         report: mixer_pb2.MixReport,
     ) -> None:
         """Put a finished cover in its place, unless a newer attempt or another job put it there before."""
-        place = keys.cover(identity, file.format.extension)
+        place = keys.cover(identity, file.sha256, file.format.extension)
         async with exclusive(self._pool, str(identity)) as connection:
             row = await self._assign(connection, run, identity)
             if row is None:
-                await file.put(place)
-                try:
-                    async with connection.transaction():
-                        await run.store.hold(connection, run.id, run.attempt)
-                        await self._insert(connection, run, identity, recording, file, semitones, report)
-                        row = await self._assign(connection, run, identity)
-                except (LeaseLost, asyncpg.ForeignKeyViolationError):  # nobody will ever ask for what was put
-                    await self._objects.delete([place])
-                    raise
+                # To the end: what cannot be stopped must not outlive the lock. Bytes without a row, which a crash or a
+                # cancellation leaves, are found by the reconciler.
+                await to_the_end(file.put(place))
+                async with connection.transaction():
+                    await _keep_alive(connection, run)
+                    await run.store.hold(connection, run.id, run.attempt)
+                    await self._insert(connection, run, identity, place, recording, file, semitones, report)
+                    row = await self._assign(connection, run, identity)
         assert row is not None
         await self._announce(run, row)
 
@@ -86,6 +85,7 @@ class Covers:
         connection: Connection,
         run: JobRun,
         identity: UUID,
+        place: str,
         recording: Row,
         file: GrowingFile,
         semitones: float,
@@ -102,7 +102,7 @@ class Covers:
             run.row["spec"],
             semitones,
             file.format.value,
-            keys.cover(identity, file.format.extension),
+            place,
             file.size,
             file.sha256,
             file.encoder.output_rate,
@@ -115,17 +115,35 @@ class Covers:
         )
 
     async def _assign(self, database: Pool | Connection, run: JobRun, identity: UUID) -> Row | None:
+        # Tracks may be deleted and come again: what was made of the same bytes is then theirs.
         return await database.fetchrow(
             """WITH found AS (
-                   SELECT * FROM covers WHERE id = $2
+                   UPDATE covers SET spec = CASE WHEN track_id IS NULL THEN $3::jsonb ELSE spec END,
+                                     track_id = coalesce(track_id, $4)
+                   WHERE id = $2 RETURNING *
                ), assigned AS (
                    INSERT INTO job_covers (job_id, cover_id) SELECT $1, id FROM found ON CONFLICT DO NOTHING
                )
                SELECT * FROM found""",
             run.id,
             identity,
+            run.row["spec"],
+            run.row["track_id"],
         )
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         warn_of_clipping(run, "cover", row)
         await run.events.publish(run.id, job_pb2.JobEvent(artifact=messages.artifact(row, "")))
+
+
+async def _keep_alive(connection: Connection, run: JobRun) -> None:
+    """Within a transaction: keep track and voice from being deleted before its end; JobFailure if they are gone.
+
+    They are locked before the job is, in the order in which deletions lock them.
+    """
+    for table, row_id, reason in (
+        ("tracks", run.row["track_id"], "TRACK_DELETED"),
+        ("voices", run.row["voice_id"], "VOICE_DELETED"),
+    ):
+        if await connection.fetchval(f"SELECT 1 FROM {table} WHERE id = $1 FOR KEY SHARE", row_id) is None:
+            raise JobFailure(reason, f"the {table.removesuffix('s')} was deleted")

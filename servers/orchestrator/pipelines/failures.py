@@ -7,13 +7,20 @@ from contextlib import contextmanager
 
 import grpc
 
-from servers.inference.asking import InferenceFailed
+from servers.inference.asking import InferenceFailed, InferenceRefused
 from servers.inference.conversion import VoiceUnavailable
 from servers.inference.keeper import ModelUnavailable
 from servers.media.errors import MediaError
 from servers.orchestrator.engines.mixer import MixerError
 from servers.orchestrator.jobs.runner import JobFailure
 from servers.platform import telemetry
+
+_MIXER_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,  # a server that stops ends its calls so
+)
 
 
 @contextmanager
@@ -26,6 +33,9 @@ def told_to_the_caller() -> Iterator[None]:
     except ModelUnavailable as error:
         telemetry.log().error("model unavailable", error=str(error))  # it names files: not for callers
         raise JobFailure("MODEL_UNAVAILABLE", "a model could not be loaded", retryable=True) from error
+    except InferenceRefused as error:
+        telemetry.log().error("inference refused", error=str(error))
+        raise JobFailure("MODEL_REFUSED", "a model does not do what the job asks for") from error
     except InferenceFailed as error:
         telemetry.log().error("inference failed", error=str(error))
         raise JobFailure("MODEL_FAILED", "a model failed again and again", retryable=True) from error
@@ -34,7 +44,8 @@ def told_to_the_caller() -> Iterator[None]:
         retryable = error.reason in ("VOICE_LOADING", "VOICE_STORE")
         raise JobFailure("VOICE_UNAVAILABLE", "the voice could not be loaded", retryable=retryable) from error
     except MixerError as error:
-        if error.status is grpc.StatusCode.UNAVAILABLE:  # it will be back, and the attempt is made again
-            raise ConnectionError("the mixer is away") from error
+        if error.status in _MIXER_AWAY:  # it will be back, and the attempt is made again
+            raise ConnectionError(f"the mixer is away: {error.reason or error.status.name}") from error
         telemetry.log().error("mixing failed", status=error.status.name, reason=error.reason, error=error.message)
-        raise JobFailure("MIXER_FAILED", "the mixer failed", retryable=True) from error
+        refused = error.status is grpc.StatusCode.INVALID_ARGUMENT
+        raise JobFailure("MIXER_FAILED", "the mixer failed", retryable=not refused) from error

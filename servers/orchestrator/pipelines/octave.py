@@ -14,7 +14,8 @@ from servers.media.blocks import Block
 Row = tuple[Block, ...]
 
 ENOUGH_SECONDS = 5.0  # of singing, to know the singer's pitch
-AT_MOST_SECONDS = 120.0  # of the track are listened to for it
+AT_MOST_SECONDS = 120.0  # of the track are listened to for it, and no more than
+AT_MOST_FRAMES = 6_000_000  # which are kept meanwhile, with those of the rest of the track
 _AT_ONCE_SECONDS = 5.0
 _QUIET = 0.003  # -50 dBFS: what a separation leaves where nobody sings
 _MODEL_RATE = 16_000
@@ -40,19 +41,18 @@ class Listening:
         """Semitones, a multiple of 12, from the singer's median pitch to ``voice_hz``; None: nobody sings.
 
         Reads ``rows``, whose first column are the vocals in mono, until it has heard ENOUGH_SECONDS of singing, or
-        AT_MOST_SECONDS in all.
+        AT_MOST_SECONDS or AT_MOST_FRAMES in all.
         """
         sung: list[float] = []
         waiting: list[Block] = []
-        seconds = 0.0
         async for row in rows:
             self._heard.append(row)
             waiting.append(row[0])
-            seconds = row[0].end / row[0].sample_rate
+            most = min(AT_MOST_SECONDS * row[0].sample_rate, AT_MOST_FRAMES)
             if sum(block.frames for block in waiting) >= _AT_ONCE_SECONDS * row[0].sample_rate:
                 sung += await self._pitches(waiting)
                 waiting = []
-            if len(sung) >= 100 * ENOUGH_SECONDS or seconds >= AT_MOST_SECONDS:
+            if len(sung) >= 100 * ENOUGH_SECONDS or row[0].end >= most:
                 break
         else:
             sung += await self._pitches(waiting)

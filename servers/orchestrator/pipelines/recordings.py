@@ -15,6 +15,7 @@ from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.media.resample import resample, resampled_frames
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
@@ -44,16 +45,22 @@ class Recordings:
 
     @asynccontextmanager
     async def fetched(self, run: JobRun, recording: Row, *more: str) -> AsyncIterator[list[Path]]:
-        """The stage FETCH: files with the recording and with the objects ``more``, for as long as the context lasts."""
+        """The stage FETCH: files with the recording and with those of the objects ``more`` that there still are.
+
+        They are there for as long as the context lasts.
+        """
         with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._folder) as folder:
             await run.stage("FETCH")
-            paths = []
+            paths: list[Path] = []
             for number, key in enumerate((recording["object_key"], *more)):
                 path = Path(folder) / str(number)
                 try:
                     await self._objects.fetch(key, path)
                 except ObjectMissing as error:
-                    raise JobFailure("TRACK_DELETED", "the track's bytes are gone") from error
+                    if not paths:
+                        raise JobFailure("TRACK_DELETED", "the track's bytes are gone") from error
+                    telemetry.log().warning("a stored stem has no bytes", key=key)
+                    continue
                 paths.append(path)
             await run.progress(FETCHED)
             yield paths

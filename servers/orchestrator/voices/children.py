@@ -65,7 +65,7 @@ async def ask(module: str, arguments: Sequence[str], timeout: float) -> Any:
     try:
         if status == 0:
             return json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     lines = complaint.decode(errors="replace").split("\n")
     telemetry.log().warning(

@@ -19,7 +19,8 @@ import grpc
 from contrafact.v1 import voice_pb2
 
 from servers.media.probe import TrackFacts
-from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Received, Receiver, paced
+from servers.orchestrator.pacing import paced
+from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Received, Receiver
 from servers.orchestrator.voices.store import NewVoice, VoiceStore
 from servers.orchestrator.voices.verification import Register, Verifier, check_register
 from servers.platform import telemetry
@@ -62,7 +63,14 @@ class Importer:
         self._active += 1
         reason = "ABORTED"
         try:
-            row = await self._run(owner, paced(request_iterator, self._settings))
+            requests = paced(
+                request_iterator,
+                lambda request: len(request.file.chunk.data),
+                self._settings,
+                "begin the import again",
+                most_seconds=self._settings.voice_import_seconds,
+            )
+            row = await self._run(owner, requests)
             reason = "OK"
             return row
         except ApiError as error:

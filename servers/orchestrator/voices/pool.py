@@ -16,7 +16,7 @@ from servers.storage import keys
 Report = dict[str, Any]
 """What the model tells of its pool: process, settings, voices, counters, disk. See model_repository/README.md."""
 
-KEPT_SECONDS = 15
+KEPT_SECONDS = 60  # longer than the model may take to answer
 _COUNTED_SECONDS = 30 * 24 * 3600
 EVENTS = ("reused", "inserted", "evicted", "expired", "failed")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Receiver:
                         if writing is None or writing.name != name:
                             self._finish(writing)
                             writing = self._begin(name, stack)
-                        writing.write(request.file)
+                        await asyncio.to_thread(writing.write, request.file)
                     case "end":
                         self._finish(writing)
                         return self._received
@@ -98,7 +97,7 @@ class Receiver:
             with path.open("wb") as file:
                 writing = _Writing(name, path, file, self._limits[name])
                 async for data in objects.read(key):
-                    writing.append(data, field)
+                    await asyncio.to_thread(writing.append, data, field)
                 self._finish(writing)
         except ObjectMissing:
             raise ApiError(
@@ -158,30 +157,3 @@ class _Writing:
 
 def _too_large(name: str, limit: int, field: str) -> ApiError:
     return invalid("FILE_TOO_LARGE", f"the {name} may have at most {limit} bytes", field, limit_bytes=str(limit))
-
-
-async def paced(
-    requests: AsyncIterator[voice_pb2.ImportVoiceRequest], settings: Settings
-) -> AsyncIterator[voice_pb2.ImportVoiceRequest]:
-    """Pass messages on, and give up on clients that send nothing, or hardly anything, for long."""
-    idle = settings.upload_idle_seconds
-    began, received = time.monotonic(), 0
-    while True:
-        try:
-            async with asyncio.timeout(idle):
-                request = await anext(requests, None)
-        except TimeoutError:
-            raise _too_slow(f"nothing arrived for {idle:g} s") from None
-        if request is None:
-            return
-        yield request
-        received += len(request.file.chunk.data)
-        seconds = time.monotonic() - began
-        if seconds > idle and received < seconds * settings.upload_min_bytes_per_second:
-            raise _too_slow(f"{received} bytes in {seconds:.0f} s")
-        if seconds > settings.voice_import_seconds:
-            raise _too_slow(f"{received} bytes in {seconds:.0f} s")
-
-
-def _too_slow(detail: str) -> ApiError:
-    return ApiError(grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_TOO_SLOW", f"{detail}; begin the import again")

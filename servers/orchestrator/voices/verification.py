@@ -77,7 +77,13 @@ class Verifier:
                 answer = await ask("servers.orchestrator.voices.register", [str(path)], SAMPLE_SECONDS)
         except (ChildFailed, ChildTimeout):
             raise _crashed("sample") from None
-        return Register(*answer) if answer else None
+        if answer is None:
+            return None
+        try:
+            low, median, high = (float(hertz) for hertz in answer)
+        except (TypeError, ValueError):
+            raise _crashed("sample") from None
+        return check_register(low, median, high, "sample")
 
 
 def check_register(low: float, median: float, high: float, field: str) -> Register:

@@ -139,10 +139,9 @@ def echo_voice(rate: int, decode: Callable[[Tensor, Tensor | None], Tensor] | No
         source.l_linear.weight.fill_(1.0)
         source.l_linear.bias.zero_()
 
-    def dec(latent: Tensor, speaker: Tensor, har: Tensor | None) -> Tensor:
-        if decode is not None:
-            return decode(latent, har)
-        return latent[:, :1].repeat_interleave(samples, dim=2)
+    def dec(latent: Tensor, speaker: Tensor, har: Tensor | None, first: int, count: int) -> Tensor:
+        sound = latent[:, :1].repeat_interleave(samples, dim=2) if decode is None else decode(latent, har)
+        return sound[..., first * samples : (first + count) * samples]
 
     dec.m_source = source if f0 else None  # type: ignore[attr-defined]
     network = SimpleNamespace(

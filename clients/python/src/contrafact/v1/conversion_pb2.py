@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontrafact/v1/conversion.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\"\x96\x04\n\nConversion\x12,\n\tsemitones\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00\x38\xc0H\x00\x12\x1e\n\x0b\x61uto_octave\x18\x02 \x01(\x08\x42\x07\xbaH\x04j\x02\x08\x01H\x00\x12\x30\n\nindex_rate\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x12-\n\x07protect\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xe0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12-\n\x07rms_mix\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x12:\n\x0cpitch_method\x18\x06 \x01(\x0e\x32\x1a.contrafact.v1.PitchMethodB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x8f\x01\n\x0fpitch_smoothing\x18\x07 \x01(\x05\x42v\xbaHs\xba\x01p\n\x0fpitch_smoothing\x12$must be 0 or an odd number up to 101\x1a\x37this == 0 || (this > 0 && this <= 101 && this % 2 == 1)\x12\x18\n\x07speaker\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x14\n\x0c\x65xact_search\x18\t \x01(\x08\x42\x05\n\x03keyB\r\n\x0b_index_rateB\n\n\x08_protectB\n\n\x08_rms_mix\"\xd6\x04\n\x12\x43onvertVoiceConfig\x12,\n\x05voice\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^voices/[0-9a-f-]{36}$\x12!\n\x0bsample_rate\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xee\x05(\xc0>\x12\x84\x01\n\nconversion\x18\x03 \x01(\x0b\x32\x19.contrafact.v1.ConversionBU\xbaHR\xba\x01O\n\x16\x63onversion.auto_octave\x12\"auto_octave is not for live voices\x1a\x11!this.auto_octave\x12r\n\rblock_seconds\x18\x04 \x01(\x01\x42[\xbaHX\xba\x01U\n\rblock_seconds\x12\x16must be 0 or 0.05 to 2\x1a,this == 0.0 || (this >= 0.05 && this <= 2.0)\x12|\n\x11\x63rossfade_seconds\x18\x05 \x01(\x01\x42\x61\xbaH^\xba\x01[\n\x11\x63rossfade_seconds\x12\x18must be 0 or 0.01 to 0.1\x1a,this == 0.0 || (this >= 0.01 && this <= 0.1)\x12v\n\x0f\x63ontext_seconds\x18\x06 \x01(\x01\x42]\xbaHZ\xba\x01W\n\x0f\x63ontext_seconds\x12\x16must be 0 or 0.2 to 10\x1a,this == 0.0 || (this >= 0.2 && this <= 10.0)\"\x11\n\x0f\x43onvertVoiceEnd\"\xa9\x01\n\x13\x43onvertVoiceRequest\x12\x33\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.contrafact.v1.ConvertVoiceConfigH\x00\x12\x1c\n\x05\x61udio\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x04\x18\x80\x80@H\x00\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.contrafact.v1.ConvertVoiceEndH\x00\x42\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"N\n\x13\x43onvertVoiceStarted\x12!\n\x19\x61lgorithmic_delay_seconds\x18\x01 \x01(\x01\x12\x14\n\x0c\x62lock_frames\x18\x02 \x01(\x05\"i\n\x14\x43onvertVoiceResponse\x12\x35\n\x07started\x18\x01 \x01(\x0b\x32\".contrafact.v1.ConvertVoiceStartedH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload*u\n\x0bPitchMethod\x12\x1c\n\x18PITCH_METHOD_UNSPECIFIED\x10\x00\x12\x16\n\x12PITCH_METHOD_RMVPE\x10\x01\x12\x19\n\x15PITCH_METHOD_SWIFT_F0\x10\x02\x12\x15\n\x11PITCH_METHOD_PYIN\x10\x03\x32r\n\x11\x43onversionService\x12]\n\x0c\x43onvertVoice\x12\".contrafact.v1.ConvertVoiceRequest\x1a#.contrafact.v1.ConvertVoiceResponse\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontrafact/v1/conversion.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\"\x96\x04\n\nConversion\x12,\n\tsemitones\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00\x38\xc0H\x00\x12\x1e\n\x0b\x61uto_octave\x18\x02 \x01(\x08\x42\x07\xbaH\x04j\x02\x08\x01H\x00\x12\x30\n\nindex_rate\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x12-\n\x07protect\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xe0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12-\n\x07rms_mix\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x12:\n\x0cpitch_method\x18\x06 \x01(\x0e\x32\x1a.contrafact.v1.PitchMethodB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x8f\x01\n\x0fpitch_smoothing\x18\x07 \x01(\x05\x42v\xbaHs\xba\x01p\n\x0fpitch_smoothing\x12$must be 0 or an odd number up to 101\x1a\x37this == 0 || (this > 0 && this <= 101 && this % 2 == 1)\x12\x18\n\x07speaker\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x14\n\x0c\x65xact_search\x18\t \x01(\x08\x42\x05\n\x03keyB\r\n\x0b_index_rateB\n\n\x08_protectB\n\n\x08_rms_mix\"\xf2\x04\n\x12\x43onvertVoiceConfig\x12,\n\x05voice\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^voices/[0-9a-f-]{36}$\x12!\n\x0bsample_rate\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xee\x05(\xc0>\x12\xa0\x01\n\nconversion\x18\x03 \x01(\x0b\x32\x19.contrafact.v1.ConversionBq\xbaHn\xba\x01k\n\x0f\x63onversion.live\x12/auto_octave and rms_mix are not for live voices\x1a\'!this.auto_octave && !has(this.rms_mix)\x12r\n\rblock_seconds\x18\x04 \x01(\x01\x42[\xbaHX\xba\x01U\n\rblock_seconds\x12\x16must be 0 or 0.05 to 2\x1a,this == 0.0 || (this >= 0.05 && this <= 2.0)\x12|\n\x11\x63rossfade_seconds\x18\x05 \x01(\x01\x42\x61\xbaH^\xba\x01[\n\x11\x63rossfade_seconds\x12\x18must be 0 or 0.01 to 0.1\x1a,this == 0.0 || (this >= 0.01 && this <= 0.1)\x12v\n\x0f\x63ontext_seconds\x18\x06 \x01(\x01\x42]\xbaHZ\xba\x01W\n\x0f\x63ontext_seconds\x12\x16must be 0 or 0.2 to 10\x1a,this == 0.0 || (this >= 0.2 && this <= 10.0)\"\x11\n\x0f\x43onvertVoiceEnd\"\xa9\x01\n\x13\x43onvertVoiceRequest\x12\x33\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.contrafact.v1.ConvertVoiceConfigH\x00\x12\x1c\n\x05\x61udio\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x04\x18\x80\x80@H\x00\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.contrafact.v1.ConvertVoiceEndH\x00\x42\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"N\n\x13\x43onvertVoiceStarted\x12!\n\x19\x61lgorithmic_delay_seconds\x18\x01 \x01(\x01\x12\x14\n\x0c\x62lock_frames\x18\x02 \x01(\x05\"i\n\x14\x43onvertVoiceResponse\x12\x35\n\x07started\x18\x01 \x01(\x0b\x32\".contrafact.v1.ConvertVoiceStartedH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload*u\n\x0bPitchMethod\x12\x1c\n\x18PITCH_METHOD_UNSPECIFIED\x10\x00\x12\x16\n\x12PITCH_METHOD_RMVPE\x10\x01\x12\x19\n\x15PITCH_METHOD_SWIFT_F0\x10\x02\x12\x15\n\x11PITCH_METHOD_PYIN\x10\x03\x32r\n\x11\x43onversionService\x12]\n\x0c\x43onvertVoice\x12\".contrafact.v1.ConvertVoiceRequest\x1a#.contrafact.v1.ConvertVoiceResponse\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,7 +53,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERTVOICECONFIG'].fields_by_name['sample_rate']._loaded_options = None
   _globals['_CONVERTVOICECONFIG'].fields_by_name['sample_rate']._serialized_options = b'\272H\t\032\007\030\200\356\005(\300>'
   _globals['_CONVERTVOICECONFIG'].fields_by_name['conversion']._loaded_options = None
-  _globals['_CONVERTVOICECONFIG'].fields_by_name['conversion']._serialized_options = b'\272HR\272\001O\n\026conversion.auto_octave\022\"auto_octave is not for live voices\032\021!this.auto_octave'
+  _globals['_CONVERTVOICECONFIG'].fields_by_name['conversion']._serialized_options = b'\272Hn\272\001k\n\017conversion.live\022/auto_octave and rms_mix are not for live voices\032\'!this.auto_octave && !has(this.rms_mix)'
   _globals['_CONVERTVOICECONFIG'].fields_by_name['block_seconds']._loaded_options = None
   _globals['_CONVERTVOICECONFIG'].fields_by_name['block_seconds']._serialized_options = b'\272HX\272\001U\n\rblock_seconds\022\026must be 0 or 0.05 to 2\032,this == 0.0 || (this >= 0.05 && this <= 2.0)'
   _globals['_CONVERTVOICECONFIG'].fields_by_name['crossfade_seconds']._loaded_options = None
@@ -64,20 +64,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERTVOICEREQUEST'].oneofs_by_name['payload']._serialized_options = b'\272H\002\010\001'
   _globals['_CONVERTVOICEREQUEST'].fields_by_name['audio']._loaded_options = None
   _globals['_CONVERTVOICEREQUEST'].fields_by_name['audio']._serialized_options = b'\272H\010z\006\020\004\030\200\200@'
-  _globals['_PITCHMETHOD']._serialized_start=1594
-  _globals['_PITCHMETHOD']._serialized_end=1711
+  _globals['_PITCHMETHOD']._serialized_start=1622
+  _globals['_PITCHMETHOD']._serialized_end=1739
   _globals['_CONVERSION']._serialized_start=79
   _globals['_CONVERSION']._serialized_end=613
   _globals['_CONVERTVOICECONFIG']._serialized_start=616
-  _globals['_CONVERTVOICECONFIG']._serialized_end=1214
-  _globals['_CONVERTVOICEEND']._serialized_start=1216
-  _globals['_CONVERTVOICEEND']._serialized_end=1233
-  _globals['_CONVERTVOICEREQUEST']._serialized_start=1236
-  _globals['_CONVERTVOICEREQUEST']._serialized_end=1405
-  _globals['_CONVERTVOICESTARTED']._serialized_start=1407
-  _globals['_CONVERTVOICESTARTED']._serialized_end=1485
-  _globals['_CONVERTVOICERESPONSE']._serialized_start=1487
-  _globals['_CONVERTVOICERESPONSE']._serialized_end=1592
-  _globals['_CONVERSIONSERVICE']._serialized_start=1713
-  _globals['_CONVERSIONSERVICE']._serialized_end=1827
+  _globals['_CONVERTVOICECONFIG']._serialized_end=1242
+  _globals['_CONVERTVOICEEND']._serialized_start=1244
+  _globals['_CONVERTVOICEEND']._serialized_end=1261
+  _globals['_CONVERTVOICEREQUEST']._serialized_start=1264
+  _globals['_CONVERTVOICEREQUEST']._serialized_end=1433
+  _globals['_CONVERTVOICESTARTED']._serialized_start=1435
+  _globals['_CONVERTVOICESTARTED']._serialized_end=1513
+  _globals['_CONVERTVOICERESPONSE']._serialized_start=1515
+  _globals['_CONVERTVOICERESPONSE']._serialized_end=1620
+  _globals['_CONVERSIONSERVICE']._serialized_start=1741
+  _globals['_CONVERSIONSERVICE']._serialized_end=1855
 # @@protoc_insertion_point(module_scope)

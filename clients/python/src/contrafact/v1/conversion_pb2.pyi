@@ -30,7 +30,7 @@ class _PitchMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PitchMeth
     PITCH_METHOD_SWIFT_F0: _PitchMethod.ValueType  # 2
     """SwiftF0."""
     PITCH_METHOD_PYIN: _PitchMethod.ValueType  # 3
-    """Probabilistic YIN; slow, for comparison."""
+    """Probabilistic YIN; slow, for comparison, and not for live voices."""
 
 class PitchMethod(_PitchMethod, metaclass=_PitchMethodEnumTypeWrapper):
     """How the pitch of the singer is found."""
@@ -42,7 +42,7 @@ PITCH_METHOD_RMVPE: PitchMethod.ValueType  # 1
 PITCH_METHOD_SWIFT_F0: PitchMethod.ValueType  # 2
 """SwiftF0."""
 PITCH_METHOD_PYIN: PitchMethod.ValueType  # 3
-"""Probabilistic YIN; slow, for comparison."""
+"""Probabilistic YIN; slow, for comparison, and not for live voices."""
 Global___PitchMethod: _TypeAlias = PitchMethod  # noqa: Y015
 
 @_typing.final
@@ -71,7 +71,7 @@ class Conversion(_message.Message):
     protect: _builtins.float
     """How much of retrieval unvoiced sounds get, 0 to 0.5; 0.5: as much as all others. Not given: 0.33."""
     rms_mix: _builtins.float
-    """Whose loudness contour the result has: 0 the singer's, 1 the voice's own; not given: 0.25."""
+    """Whose loudness contour the result has: 0 the singer's, 1 the voice's own; not given: 0.25. A live voice has its own."""
     pitch_method: Global___PitchMethod.ValueType
     """How the singer's pitch is found."""
     pitch_smoothing: _builtins.int

@@ -37,6 +37,10 @@ class ConversionServiceStub:
     """Converts a voice while it speaks or sings: first the configuration, then blocks of PCM; converted blocks come
     back as soon as they are known, and after the client's end what remains. In all as many frames come out as went
     in. The first response comes at once and says what the stream costs in delay; a cold voice is loaded meanwhile.
+
+    RESOURCE_EXHAUSTED with reason TOO_MANY_LIVE_STREAMS; FAILED_PRECONDITION with PITCH_METHOD_UNAVAILABLE,
+    VOICE_DELETED or MODEL_REFUSED; UNAVAILABLE with MODEL_UNAVAILABLE or VOICE_UNAVAILABLE; DEADLINE_EXCEEDED with
+    STREAM_IDLE when nothing is sent for a minute.
     """
 
 @_typing.type_check_only
@@ -48,6 +52,10 @@ class ConversionServiceAsyncStub(ConversionServiceStub):
     """Converts a voice while it speaks or sings: first the configuration, then blocks of PCM; converted blocks come
     back as soon as they are known, and after the client's end what remains. In all as many frames come out as went
     in. The first response comes at once and says what the stream costs in delay; a cold voice is loaded meanwhile.
+
+    RESOURCE_EXHAUSTED with reason TOO_MANY_LIVE_STREAMS; FAILED_PRECONDITION with PITCH_METHOD_UNAVAILABLE,
+    VOICE_DELETED or MODEL_REFUSED; UNAVAILABLE with MODEL_UNAVAILABLE or VOICE_UNAVAILABLE; DEADLINE_EXCEEDED with
+    STREAM_IDLE when nothing is sent for a minute.
     """
 
 class ConversionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +70,10 @@ class ConversionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Converts a voice while it speaks or sings: first the configuration, then blocks of PCM; converted blocks come
         back as soon as they are known, and after the client's end what remains. In all as many frames come out as went
         in. The first response comes at once and says what the stream costs in delay; a cold voice is loaded meanwhile.
+
+        RESOURCE_EXHAUSTED with reason TOO_MANY_LIVE_STREAMS; FAILED_PRECONDITION with PITCH_METHOD_UNAVAILABLE,
+        VOICE_DELETED or MODEL_REFUSED; UNAVAILABLE with MODEL_UNAVAILABLE or VOICE_UNAVAILABLE; DEADLINE_EXCEEDED with
+        STREAM_IDLE when nothing is sent for a minute.
         """
 
 def add_ConversionServiceServicer_to_server(servicer: ConversionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

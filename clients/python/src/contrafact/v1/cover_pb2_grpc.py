@@ -73,7 +73,10 @@ class CoverServiceServicer:
 
     def CreateCover(self, request, context):
         """Creates a job that makes a cover: the vocals are separated, converted to the voice, and mixed with the rest. Stems
-        that exist are not made again, and neither is the same cover.
+        and covers that are stored already are not made again.
+
+        FAILED_PRECONDITION with reason VOICE_PITCH_UNKNOWN (auto_octave needs a voice's pitch_range), TRACK_RATE_TOO_LOW
+        (8 kHz are needed) or PITCH_METHOD_UNAVAILABLE; INVALID_ARGUMENT with UNKNOWN_MODEL or UNKNOWN_SPEAKER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,8 +112,8 @@ class CoverServiceServicer:
 
     def StreamCover(self, request, context):
         """Streams a cover while it is being made: the very bytes of the finished file, as soon as each is known. Late, slow
-        and resumed listeners get every byte. An attempt that takes over after a crash begins anew and makes the same
-        bytes; where a GPU does not, the digest in the end says so.
+        and resumed listeners get every byte. An attempt that takes over after a crash begins anew; should its bytes be
+        others, which arithmetic in another order can make them, the digest in the end does not fit: begin again at 0.
 
         When the job ends without the cover, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """

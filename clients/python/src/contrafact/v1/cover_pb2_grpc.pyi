@@ -35,7 +35,10 @@ class CoverServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CoverServiceAsyncStub: ...
     CreateCover: _grpc.UnaryUnaryMultiCallable[_cover_pb2.CreateCoverRequest, _cover_pb2.CreateCoverResponse]
     """Creates a job that makes a cover: the vocals are separated, converted to the voice, and mixed with the rest. Stems
-    that exist are not made again, and neither is the same cover.
+    and covers that are stored already are not made again.
+
+    FAILED_PRECONDITION with reason VOICE_PITCH_UNKNOWN (auto_octave needs a voice's pitch_range), TRACK_RATE_TOO_LOW
+    (8 kHz are needed) or PITCH_METHOD_UNAVAILABLE; INVALID_ARGUMENT with UNKNOWN_MODEL or UNKNOWN_SPEAKER.
     """
     GetCover: _grpc.UnaryUnaryMultiCallable[_cover_pb2.GetCoverRequest, _cover_pb2.GetCoverResponse]
     """Gets one cover."""
@@ -47,8 +50,8 @@ class CoverServiceStub:
     """Streams the bytes of a finished cover, from any offset."""
     StreamCover: _grpc.UnaryStreamMultiCallable[_cover_pb2.StreamCoverRequest, _cover_pb2.StreamCoverResponse]
     """Streams a cover while it is being made: the very bytes of the finished file, as soon as each is known. Late, slow
-    and resumed listeners get every byte. An attempt that takes over after a crash begins anew and makes the same
-    bytes; where a GPU does not, the digest in the end says so.
+    and resumed listeners get every byte. An attempt that takes over after a crash begins anew; should its bytes be
+    others, which arithmetic in another order can make them, the digest in the end does not fit: begin again at 0.
 
     When the job ends without the cover, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
@@ -60,7 +63,10 @@ class CoverServiceAsyncStub(CoverServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCover: _aio.UnaryUnaryMultiCallable[_cover_pb2.CreateCoverRequest, _cover_pb2.CreateCoverResponse]  # type: ignore[assignment]
     """Creates a job that makes a cover: the vocals are separated, converted to the voice, and mixed with the rest. Stems
-    that exist are not made again, and neither is the same cover.
+    and covers that are stored already are not made again.
+
+    FAILED_PRECONDITION with reason VOICE_PITCH_UNKNOWN (auto_octave needs a voice's pitch_range), TRACK_RATE_TOO_LOW
+    (8 kHz are needed) or PITCH_METHOD_UNAVAILABLE; INVALID_ARGUMENT with UNKNOWN_MODEL or UNKNOWN_SPEAKER.
     """
     GetCover: _aio.UnaryUnaryMultiCallable[_cover_pb2.GetCoverRequest, _cover_pb2.GetCoverResponse]  # type: ignore[assignment]
     """Gets one cover."""
@@ -72,8 +78,8 @@ class CoverServiceAsyncStub(CoverServiceStub):
     """Streams the bytes of a finished cover, from any offset."""
     StreamCover: _aio.UnaryStreamMultiCallable[_cover_pb2.StreamCoverRequest, _cover_pb2.StreamCoverResponse]  # type: ignore[assignment]
     """Streams a cover while it is being made: the very bytes of the finished file, as soon as each is known. Late, slow
-    and resumed listeners get every byte. An attempt that takes over after a crash begins anew and makes the same
-    bytes; where a GPU does not, the digest in the end says so.
+    and resumed listeners get every byte. An attempt that takes over after a crash begins anew; should its bytes be
+    others, which arithmetic in another order can make them, the digest in the end does not fit: begin again at 0.
 
     When the job ends without the cover, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
@@ -88,7 +94,10 @@ class CoverServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cover_pb2.CreateCoverResponse, _abc.Awaitable[_cover_pb2.CreateCoverResponse]]:
         """Creates a job that makes a cover: the vocals are separated, converted to the voice, and mixed with the rest. Stems
-        that exist are not made again, and neither is the same cover.
+        and covers that are stored already are not made again.
+
+        FAILED_PRECONDITION with reason VOICE_PITCH_UNKNOWN (auto_octave needs a voice's pitch_range), TRACK_RATE_TOO_LOW
+        (8 kHz are needed) or PITCH_METHOD_UNAVAILABLE; INVALID_ARGUMENT with UNKNOWN_MODEL or UNKNOWN_SPEAKER.
         """
 
     @_abc_1.abstractmethod
@@ -130,8 +139,8 @@ class CoverServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cover_pb2.StreamCoverResponse], _abc.AsyncIterator[_cover_pb2.StreamCoverResponse]]:
         """Streams a cover while it is being made: the very bytes of the finished file, as soon as each is known. Late, slow
-        and resumed listeners get every byte. An attempt that takes over after a crash begins anew and makes the same
-        bytes; where a GPU does not, the digest in the end says so.
+        and resumed listeners get every byte. An attempt that takes over after a crash begins anew; should its bytes be
+        others, which arithmetic in another order can make them, the digest in the end does not fit: begin again at 0.
 
         When the job ends without the cover, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """

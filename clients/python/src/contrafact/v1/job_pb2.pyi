@@ -162,7 +162,14 @@ class JobError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """UPPER_SNAKE_CASE reason, stable across releases."""
+    """UPPER_SNAKE_CASE reason, stable across releases:
+    TRACK_DELETED, VOICE_DELETED: what the job is about was deleted;
+    VOICE_UNAVAILABLE: the voice's files cannot be loaded; VOICE_PITCH_UNKNOWN: its pitch_range was removed;
+    MODEL_UNAVAILABLE, MODEL_FAILED: a model could not be loaded, or failed again and again;
+    MODEL_REFUSED: a model does not do what the job asks for; MIXER_FAILED: the mixer does not;
+    INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: workers died under it;
+    INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
+    """
     message: _builtins.str
     """A sentence for people."""
     retryable: _builtins.bool

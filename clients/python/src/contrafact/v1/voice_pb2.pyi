@@ -181,7 +181,7 @@ class Voice(_message.Message):
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """When it last sang; not given: never."""
+        """When it was last asked to sing; not given: never."""
 
     def __init__(
         self,
