@@ -98,22 +98,20 @@ class Converter:
         cutter = Cutter(rate, geometry, params)
         joining = _Joining(rate, voice_rate, geometry, rms_mix)
         phase, start = 0.0, 0
-        async with self._asker.nudging(priority) as nudge:
-            async for block in _and_none(blocks):
-                last = block is None
-                audio = np.zeros(0, np.float32) if block is None else block.samples[0]
-                for chunk in await asyncio.to_thread(cutter.push, audio, last):
-                    if is_silent(chunk):  # the model would take as long for it as for singing
-                        made = silence(geometry, voice_rate, phase)
-                    else:
-                        made = await self._convert(chunk, phase, voice, priority, f"{request_id}/{chunk.first}")
-                        nudge()  # the next chunk waits for more audio, or for this one to be taken
-                    phase = made.phase
-                    await asyncio.to_thread(joining.push, chunk, made)
-                ready = await asyncio.to_thread(joining.take, cutter.pushed if last else None)
-                if ready.size:
-                    yield Block(ready[np.newaxis], rate, start)
-                    start += ready.size
+        async for block in _and_none(blocks):
+            last = block is None
+            audio = np.zeros(0, np.float32) if block is None else block.samples[0]
+            for chunk in await asyncio.to_thread(cutter.push, audio, last):
+                if is_silent(chunk):  # the model would take as long for it as for singing
+                    made = silence(geometry, voice_rate, phase)
+                else:
+                    made = await self._convert(chunk, phase, voice, priority, f"{request_id}/{chunk.first}")
+                phase = made.phase
+                await asyncio.to_thread(joining.push, chunk, made)
+            ready = await asyncio.to_thread(joining.take, cutter.pushed if last else None)
+            if ready.size:
+                yield Block(ready[np.newaxis], rate, start)
+                start += ready.size
 
     async def geometry(self) -> Geometry:
         """Sizes of the chunks that the model takes; ModelUnavailable if it cannot be asked for a long time."""

@@ -105,6 +105,9 @@ def upload_deadline(size_bytes: int | None) -> float | None:
 class Connection:
     """A channel with its stubs. It is opened at the first call, in the event loop of that call.
 
+    Attributes:
+        closed: whether it has been closed, for good: every call then raises Unavailable, CLIENT_CLOSED.
+
     Args:
         address: "host:port", or a URL "http://host:port" or "https://host:port" (TLS); None:
             $CONTRAFACT_ADDRESS, else 127.0.0.1:50051.
@@ -131,6 +134,7 @@ class Connection:
         self._credentials = credentials or (
             grpc.ssl_channel_credentials() if scheme == "https" and found else None
         )
+        self.closed = False
         self._channel: grpc.aio.Channel | None = None
         self._blocking: grpc.Channel | None = None
 
@@ -138,6 +142,7 @@ class Connection:
     def blocking_channel(self) -> grpc.Channel:
         """A channel of grpc's blocking API, opened if it is not; client streams need it, see ``_send``."""
         if self._blocking is None:
+            self._check_open()
             if self._credentials is None:
                 self._blocking = grpc.insecure_channel(self.address, options=channel_options())
             else:
@@ -150,6 +155,7 @@ class Connection:
     def channel(self) -> grpc.aio.Channel:
         """The channel, opened if it is not."""
         if self._channel is None:
+            self._check_open()
             if self._credentials is None:
                 self._channel = grpc.aio.insecure_channel(self.address, options=channel_options())
             else:
@@ -203,8 +209,13 @@ class Connection:
                 f"no server answered at {self.address} within {timeout:g} s", reason="CANNOT_CONNECT"
             ) from None
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Unavailable("the client is closed", reason="CLIENT_CLOSED")
+
     async def close(self) -> None:
-        """Close the channel and end its calls. A later call opens it anew."""
+        """Close the channel and end its calls, for good."""
+        self.closed = True
         blocking, self._blocking = self._blocking, None
         if blocking is not None:
             blocking.close()

@@ -75,7 +75,7 @@ class Client(VoiceMethods, CoverMethods):
         await self._connection.connect(timeout)
 
     async def close(self) -> None:
-        """Close the connection and end its calls."""
+        """Close the connection and end its calls, for good: later ones raise Unavailable, CLIENT_CLOSED."""
         await self._connection.close()
 
     async def upload(

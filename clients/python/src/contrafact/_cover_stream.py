@@ -13,7 +13,7 @@ from contrafact._chunks import make_chunk, new_bytes
 from contrafact._errors import ContrafactError, DataLoss, OutOfRange, Unavailable
 from contrafact._files import PartFile
 from contrafact._retry import Attempts
-from contrafact._watch import get_job, succeeded
+from contrafact._watch import check_not_lost
 from contrafact.v1.artifact_pb2 import Artifact
 from contrafact.v1.cover_pb2 import StreamCoverRequest, StreamCoverResponse
 
@@ -68,7 +68,7 @@ async def stream_cover(
     connection: Connection, job: str, offset: int = 0
 ) -> AsyncGenerator[StreamCoverResponse, None]:
     """Yield the bytes of a cover, then its end; see :meth:`contrafact.JobHandle.stream_cover`."""
-    received, attempts, again = _Received(offset), Attempts(connection.retry), offset > 0
+    received, attempts, again = _Received(offset), Attempts(connection), offset > 0
     while True:
         request = StreamCoverRequest(job=job, offset=received.position)
         try:
@@ -94,7 +94,7 @@ async def stream_cover(
             if error.status in ("ABORTED", "FAILED_PRECONDITION", "CANCELLED") or (
                 error.reason == "STREAM_ENDED"
             ):
-                succeeded(await get_job(connection, job))
+                await check_not_lost(connection, job)
             await attempts.failed(error)
 
 

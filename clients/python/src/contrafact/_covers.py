@@ -147,7 +147,6 @@ class CoverMethods:
         semitones: float | None = None,
         index_rate: float | None = None,
         protect: float | None = None,
-        rms_mix: float | None = None,
         pitch_method: str = "",
         pitch_smoothing: int = 0,
         speaker: int = 0,
@@ -165,13 +164,14 @@ class CoverMethods:
                 are closed at the end of the stream, if they can be.
             sample_rate: frames per second of what is sent and of what comes back, 8,000 to 96,000 Hz.
             semitones: by how much the pitch is shifted, -24 to 24; None: not at all.
+            pitch_method: "rmvpe" or "swift-f0"; empty: the best that the server has.
             block_seconds: length of a block, 0.05 to 2; 0: 0.25. Shorter answers sooner and costs more.
             crossfade_seconds: length of the cross-fade between blocks, 0.01 to 0.1; 0: 0.05.
             context_seconds: how much of the past the model sees, 0.2 to 10; 0: 2.5.
             **others: as for :meth:`cover`.
 
         Raises:
-            ValueError: the pitch method is not one of those.
+            ValueError: there is no such pitch method.
         """
         from contrafact._live import LiveVoice
 
@@ -182,7 +182,6 @@ class CoverMethods:
                 semitones=semitones,
                 index_rate=index_rate,
                 protect=protect,
-                rms_mix=rms_mix,
                 pitch_method=pitch_method,
                 pitch_smoothing=pitch_smoothing,
                 speaker=speaker,

@@ -67,7 +67,7 @@ async def download_sample(
         request = voice_pb2.DownloadVoiceSampleRequest(name=voice.name, offset=offset)
         return connection.voices.DownloadVoiceSample, request
 
-    container = voice.sample.container or "bin"
+    container = base_name(voice.sample.container) or "bin"
     file = PartFile(_path(place, f"{base_name(voice.display_name)}.{container}"))
     with contextlib.closing(file):
         await _fetch(connection, opener, file, None, progress)
@@ -101,7 +101,7 @@ async def _fetch(
     connection: Connection, opener: Opener, file: PartFile, size: int | None, progress: ByteProgress | None
 ) -> None:
     """Write all chunks to a file; without a known size the end of the stream is the end of the bytes."""
-    attempts = Attempts(connection.retry)
+    attempts = Attempts(connection)
     while size is None or file.size < size:
         before = file.size
         try:

@@ -84,8 +84,8 @@ async def send_import(
     files: Sequence[File] = (),
     progress: ByteProgress | None = None,
 ) -> voice_pb2.Voice:
-    """Send specification, files and end; all of them again, under the same id, when the stream breaks."""
-    attempts = Attempts(connection.retry, UPLOAD_RESUMABLE)
+    """Send specification, files and end; all again, under the same id, whenever the stream breaks."""
+    attempts = Attempts(connection, UPLOAD_RESUMABLE)
     sizes = [source.size for _, source in files]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     while True:

@@ -30,8 +30,8 @@ from contrafact.v1.conversion_pb2_grpc import ConversionServiceStub
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-START_SECONDS = 120.0
-"""How long a voice may take to be loaded."""
+ANSWER_SECONDS = 30.0
+"""How long the server may take to accept the stream; it does not wait for the voice to be loaded."""
 
 MESSAGE_BYTES = 256 << 10
 MESSAGES_AHEAD = 4
@@ -65,8 +65,10 @@ class LiveVoice:
                 speaker.write(block)
 
     Blocks are bytes: mono float32, little-endian. In all they have as many frames as were sent. A broken
-    connection ends the stream: what the server knew of the voice is lost with it. There is no deadline once
-    the voice is loaded: a dead peer is found by keepalive.
+    connection ends the stream: what the server knew of the voice is lost with it. A cold voice is loaded before
+    its first block comes back; after about a minute the server gives that up with Unavailable,
+    VOICE_UNAVAILABLE. Blocks have no deadline of their own: a dead peer is found by keepalive. A cancelled
+    wait for a block loses nothing: the next wait gets it.
 
     Attributes:
         delay_seconds: from the arrival of a sample to its departure, computing not counted.
@@ -84,6 +86,8 @@ class LiveVoice:
         self._outgoing: queue.SimpleQueue[ConvertVoiceRequest | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(MESSAGES_AHEAD)
         self._stopped = threading.Event()
+        self._receiving = asyncio.Lock()
+        self._pending: asyncio.Future[ConvertVoiceResponse | None] | None = None
         self._missing = 0  # bytes sent that did not come back yet
         self._call: Any = None
         self._request_id = ""
@@ -91,7 +95,11 @@ class LiveVoice:
         self._reader: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the stream, and wait until the voice is loaded."""
+        """Open the stream, and wait until the server accepts it.
+
+        Raises:
+            ContrafactError: it does not, or does not answer.
+        """
         self._loop = asyncio.get_running_loop()
         self._request_id, metadata = self._connection.metadata()
         self._reader = ThreadPoolExecutor(1, "contrafact-live")
@@ -99,14 +107,14 @@ class LiveVoice:
         self._outgoing.put(ConvertVoiceRequest(config=self._config))
         try:
             self._call = stub.ConvertVoice(self._requests(), metadata=metadata)
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 first = await self._receive()
             if first is None or not first.HasField("started"):
                 raise Unavailable("the stream ended before it began", reason="STREAM_ENDED")
         except BaseException as error:
             await self.close()
             if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(f"the voice was not loaded within {START_SECONDS:g} s") from None
+                raise DeadlineExceeded(f"the server did not answer within {ANSWER_SECONDS:g} s") from None
             raise
         self.delay_seconds = first.started.algorithmic_delay_seconds
         self.block_frames = first.started.block_frames
@@ -149,6 +157,8 @@ class LiveVoice:
         self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
+        if self._pending is not None:
+            await asyncio.gather(self._pending, return_exceptions=True)
         if self._reader is not None:
             self._reader.shutdown(wait=False)
         if self._feeding is not None:
@@ -159,10 +169,15 @@ class LiveVoice:
 
     async def _receive(self) -> ConvertVoiceResponse | None:
         """Return the next response, None after the last one."""
-        try:
-            return await self._loop.run_in_executor(self._reader, next, self._call, None)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._request_id) from None
+        async with self._receiving:
+            if self._pending is None:
+                self._pending = self._loop.run_in_executor(self._reader, next, self._call, None)
+            try:
+                response = await asyncio.shield(self._pending)
+            except grpc.RpcError as error:
+                raise from_rpc(error, self._request_id) from None
+            self._pending = None
+            return response
 
     async def _feed(self) -> None:
         """Hand over the blocks as fast as they are sent."""

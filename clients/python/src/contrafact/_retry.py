@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from contrafact._errors import ContrafactError
+
+if TYPE_CHECKING:
+    from contrafact._channel import Connection
 
 RESUMABLE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 STREAM_RESUMABLE = RESUMABLE | {"CANCELLED"}  # a draining server or a proxy ends streams so
@@ -32,8 +36,9 @@ class Retry:
 class Attempts:
     """Counts failures in a row without progress, and waits between them with full jitter."""
 
-    def __init__(self, retry: Retry, resumable: frozenset[str] = STREAM_RESUMABLE) -> None:
-        self._retry = retry
+    def __init__(self, connection: Connection, resumable: frozenset[str] = STREAM_RESUMABLE) -> None:
+        self._connection = connection
+        self._retry = connection.retry
         self._resumable = resumable
         self._failures = 0
 
@@ -42,12 +47,16 @@ class Attempts:
         self._failures = 0
 
     async def failed(self, error: ContrafactError) -> None:
-        """Wait before the next attempt, or raise ``error`` when there should be none."""
+        """Wait before the next attempt, or raise ``error`` when there should be none.
+
+        There is none after the connection was closed: that ended the call.
+        """
         broken = (
             error.status == "INTERNAL" and "RST_STREAM" in error.message
         )  # how a cut looks behind a proxy
         self._failures += 1
-        if not (broken or error.status in self._resumable) or self._failures >= self._retry.attempts:
+        resumable = (broken or error.status in self._resumable) and not self._connection.closed
+        if not resumable or self._failures >= self._retry.attempts:
             raise error
         longest = min(self._retry.longest, self._retry.first * 2 ** (self._failures - 1))
         await asyncio.sleep(max(error.retry_after, random.uniform(longest / 2, longest)))

@@ -14,7 +14,7 @@ from contrafact._chunks import make_chunk, new_bytes
 from contrafact._errors import ContrafactError, Unavailable
 from contrafact._files import PartFile
 from contrafact._retry import Attempts
-from contrafact._watch import get_job, succeeded
+from contrafact._watch import check_not_lost
 from contrafact.v1 import job_pb2, stem_pb2
 from contrafact.v1.audio_pb2 import StemKind
 
@@ -57,7 +57,7 @@ async def stream_stems(
 ) -> AsyncGenerator[stem_pb2.StreamStemsResponse, None]:
     """Yield bytes and ends of stems from ``positions`` on; see :meth:`contrafact.JobHandle.stems_live`."""
     missing = dict(positions)
-    attempts = Attempts(connection.retry)
+    attempts = Attempts(connection)
     while missing:
         places = [stem_pb2.StemPosition(stem=stem, offset=offset) for stem, offset in missing.items()]
         request = stem_pb2.StreamStemsRequest(job=job, positions=places)
@@ -72,11 +72,11 @@ async def stream_stems(
                         yield fresh
         except ContrafactError as error:
             if error.status in ("ABORTED", "FAILED_PRECONDITION", "CANCELLED"):
-                succeeded(await get_job(connection, job))
+                await check_not_lost(connection, job)
             await attempts.failed(error)
         else:
             if missing:
-                succeeded(await get_job(connection, job))
+                await check_not_lost(connection, job)
                 words = ", ".join(map(_words.stem_word, missing))
                 await attempts.failed(Unavailable(f"the stream ended without {words}", reason="STREAM_ENDED"))
 

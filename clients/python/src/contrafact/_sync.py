@@ -29,7 +29,8 @@ class SyncClient(SyncVoiceMethods):
         with SyncClient() as client:
             track = client.upload("song.flac")
 
-    Progress callbacks are called in the client's own thread.
+    Progress callbacks are called in the client's own thread, where its methods raise RuntimeError. So they do
+    after :meth:`close`.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SyncClient(SyncVoiceMethods):
         self._loop.run(self._client.connect(timeout))
 
     def close(self) -> None:
-        """Close the connection, and end the client's thread."""
+        """Close the connection, end the client's thread, and end what other threads wait for with an error."""
         if self._loop.running:
             self._loop.run(self._client.close())
             self._loop.stop()

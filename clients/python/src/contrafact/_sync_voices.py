@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
+import threading
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,6 +43,11 @@ class SyncLiveVoice:
         """From the arrival of a sample to its departure, computing not counted."""
         return self._live.delay_seconds
 
+    @property
+    def block_frames(self) -> int:
+        """Frames that the server converts at once."""
+        return self._live.block_frames
+
     def __enter__(self) -> Self:
         self._loop.run(self._live.__aenter__())
         return self
@@ -59,11 +67,32 @@ class SyncLiveVoice:
             raise StopIteration from None
 
 
-async def _in_threads(blocks: Iterable[Buffer]) -> AsyncGenerator[Buffer, None]:
-    """Yield the items of an iterable that may block."""
-    iterator = iter(blocks)
-    while (block := await asyncio.to_thread(next, iterator, None)) is not None:
-        yield block
+async def _in_a_thread(blocks: Iterable[Buffer]) -> AsyncGenerator[Buffer, None]:
+    """Yield the items of an iterable that may block.
+
+    Its thread may be stuck in the iterable for good, so it is one that Python does not wait for at its exit.
+    """
+    wanted: queue.SimpleQueue[Future[Buffer | None] | None] = queue.SimpleQueue()
+
+    def take() -> None:
+        iterator = iter(blocks)
+        while (answer := wanted.get()) is not None:
+            answer.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+            try:
+                answer.set_result(next(iterator, None))
+            except BaseException as error:
+                answer.set_exception(error)
+
+    threading.Thread(target=take, name="contrafact-blocks", daemon=True).start()
+    try:
+        while True:
+            answer: Future[Buffer | None] = Future()
+            wanted.put(answer)
+            if (block := await asyncio.wrap_future(answer)) is None:
+                return
+            yield block
+    finally:
+        wanted.put(None)
 
 
 class SyncVoiceMethods:
@@ -158,6 +187,6 @@ class SyncVoiceMethods:
     def convert_voice(
         self, voice: Voice | str, blocks: Iterable[Buffer], sample_rate: int, **options: Any
     ) -> SyncLiveVoice:
-        """See :meth:`contrafact.Client.convert_voice`; ``blocks`` are taken in threads, and may block."""
-        live = self._client.convert_voice(voice, _in_threads(blocks), sample_rate, **options)
+        """See :meth:`contrafact.Client.convert_voice`; ``blocks`` are taken in a thread of their own, and may block."""
+        live = self._client.convert_voice(voice, _in_a_thread(blocks), sample_rate, **options)
         return SyncLiveVoice(self._loop, live)

@@ -49,7 +49,7 @@ async def _upload(
     *,
     resume: bool,
 ) -> track_pb2.Track:
-    attempts = Attempts(connection.retry, UPLOAD_RESUMABLE)
+    attempts = Attempts(connection, UPLOAD_RESUMABLE)
     offset = 0
     while True:
         try:

@@ -36,7 +36,9 @@ class VoiceMethods:
         progress: ByteProgress | None = None,
         request_id: str | None = None,
     ) -> Voice:
-        """Import an RVC voice from its files. When the connection breaks, they are sent once more.
+        """Import an RVC voice from its files.
+
+        Whenever the connection breaks they are sent again from the beginning, by default up to 7 times.
 
         Args:
             weights: the model, ".pth": a path; a file open for reading in binary; or bytes.

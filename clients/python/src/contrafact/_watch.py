@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from contrafact._channel import Connection
-from contrafact._errors import ContrafactError, JobCancelled, JobFailed, Unavailable
+from contrafact._errors import ContrafactError, DeadlineExceeded, JobCancelled, JobFailed, Unavailable
 from contrafact._retry import Attempts
 from contrafact.v1 import job_pb2
 
@@ -27,11 +27,17 @@ def succeeded(job: job_pb2.Job) -> job_pb2.Job:
     return job
 
 
+async def check_not_lost(connection: Connection, name: str) -> None:
+    """Raise JobFailed or JobCancelled if that is how a job ended; who cannot find out may go on trying."""
+    with contextlib.suppress(Unavailable, DeadlineExceeded):
+        succeeded(await get_job(connection, name))
+
+
 async def watch(
     connection: Connection, name: str, cursor: str = ""
 ) -> AsyncGenerator[job_pb2.JobEvent, None]:
     """Yield the events of a job after ``cursor`` until its end; see :meth:`contrafact.JobHandle.watch`."""
-    attempts = Attempts(connection.retry)
+    attempts = Attempts(connection)
     last = job_pb2.Job()
     while True:
         request = job_pb2.WatchJobRequest(name=name, cursor=cursor)

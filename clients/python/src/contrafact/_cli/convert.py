@@ -50,8 +50,13 @@ def convert(
     ] = 0.0,
     index_rate: options.IndexRate = None,
     protect: options.Protect = None,
-    rms_mix: options.RmsMix = None,
-    pitch_method: options.PitchMethod = "",
+    pitch_method: Annotated[
+        str,
+        typer.Option(
+            help="rmvpe or swift-f0; pyin is refused: too slow for a live voice.",
+            show_default="the best the server has",
+        ),
+    ] = "",
     speaker: options.Speaker = 0,
     block: Annotated[
         float, typer.Option(help="Seconds converted at once, 0.05 to 2.", show_default="0.25")
@@ -78,7 +83,6 @@ def convert(
         "semitones": key,
         "index_rate": index_rate,
         "protect": protect,
-        "rms_mix": rms_mix,
         "pitch_method": pitch_method,
         "speaker": speaker,
         "block_seconds": block,
@@ -97,7 +101,8 @@ def convert(
 async def _pipe(client: Client, voice: str, rate: int, settings: dict[str, Any]) -> None:
     """Convert standard input to standard output."""
     async with client.convert_voice(voice, _whole_samples(), rate, **settings) as live:
-        typer.echo(f"listening; the voice comes {live.delay_seconds:.2f} s later", err=True)
+        delay = f"{live.delay_seconds:.2f} s later"
+        typer.echo(f"listening; the voice comes {delay}, at first once it is loaded", err=True)
         async for block in live:
             await write_out(block)
 
