@@ -25,6 +25,7 @@ from .store import Interrupted, Store
 
 ATTEMPTS = 3
 LOCK_SECONDS = 120.0
+BURY_SECONDS = 0.5  # between attempts to remove what is in use
 LIMIT = 2 << 30
 SUFFIXES = (".pth", ".index", ".part")
 
@@ -48,16 +49,19 @@ class Files:
     ) -> None:
         self.folder, self.limit, self._store = folder, limit, store
         self._stopping = stopping or threading.Event()
-        self._doomed: set[str] = set()  # voices to be removed that were in use
+        self._doomed: set[str] = set()  # voices to be removed
+        self._burying: threading.Thread | None = None  # only while there are such
+        self._guard = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if store is not None:
                 (folder / ".locks").mkdir(exist_ok=True)
+            for path, _ in list(self._all()) if store is not None else ():
+                if path.suffix == ".part":  # of a process that was killed, unless somebody holds it
+                    with suppress(OSError):
+                        self._discard(path, own=False)
         except OSError as error:
             raise ValueError(f"the folder of voices cannot be used: {error.strerror}") from None
-        for path, _ in list(self._all()) if store is not None else ():
-            if path.suffix == ".part":  # of a process that was killed, unless somebody holds it
-                self._discard(path, own=False)
 
     @contextmanager
     def held(self, key: Key) -> Iterator[tuple[Path, Path | None]]:
@@ -73,24 +77,29 @@ class Files:
                 yield self._ready(key)
         except Timeout:
             raise VoiceStoreError("another process holds the voice's files; ask again") from None
-        finally:
-            self._bury()
 
     def remove(self, voice: str) -> None:
-        """Remove a voice's files, now or as soon as they are not in use here. A library's stay."""
+        """Remove a voice's files, in the background, as soon as nobody uses them. A library's stay."""
         check_name(voice)
-        if self._store is not None:
+        if self._store is None:
+            return
+        with self._guard:
             self._doomed.add(voice)
-            self._bury()
+            if self._burying is None:
+                self._burying = threading.Thread(target=self._bury, name="voice-files", daemon=True)
+                self._burying.start()
 
     def report(self) -> dict[str, Any]:
-        """Bytes on disk, the limit, and whose they are."""
+        """Bytes on disk, the limit, and whose they are; voices that are being removed are not named."""
         sizes = [(path.parent.name, status.st_size) for path, status in self._all()]
-        return {"bytes": sum(size for _, size in sizes), "limit": self.limit, "voices": sorted({v for v, _ in sizes})}
+        voices = sorted({voice for voice, _ in sizes} - self._doomed)
+        return {"bytes": sum(size for _, size in sizes), "limit": self.limit, "voices": voices}
 
-    def close(self) -> None:
-        """End what is being fetched."""
+    def close(self, seconds: float = 5.0) -> None:
+        """End what is being fetched, and wait so long for what is being removed."""
         self._stopping.set()
+        if (burying := self._burying) is not None:
+            burying.join(seconds)
 
     @contextmanager
     def _lock(self, voice: str, seconds: float) -> Iterator[None]:
@@ -137,7 +146,7 @@ class Files:
         if self._store is None:
             raise VoiceNotFound(f"there is no file {path.parent.name}/{path.name} here, and no object store")
         path.unlink(missing_ok=True)  # a damaged one
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -200,18 +209,28 @@ class Files:
         return True
 
     def _bury(self) -> None:
-        """Remove the files of the doomed that are not in use."""
-        for voice in list(self._doomed):
-            with suppress(Timeout, OSError), self._lock(voice, 0):
-                for path in (self.folder / voice).glob("*"):
-                    path.unlink(missing_ok=True)
-                with suppress(FileNotFoundError):
-                    (self.folder / voice).rmdir()
-                self._doomed.discard(voice)
+        """Remove the files of the doomed until there are none; those in use are tried again and again."""
+        while True:
+            for voice in list(self._doomed):
+                with suppress(Timeout, OSError), self._lock(voice, 0):
+                    for path in (self.folder / voice).glob("*"):
+                        path.unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        (self.folder / voice).rmdir()
+                    self._doomed.discard(voice)
+            with self._guard:
+                if not self._doomed or self._stopping.is_set():
+                    self._burying = None
+                    return
+            self._stopping.wait(BURY_SECONDS)
 
     def _all(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every file of a voice; other processes may remove some meanwhile."""
-        for folder in self.folder.iterdir():
+        """Every file of a voice; somebody else may remove some, or all, meanwhile."""
+        try:
+            folders = list(self.folder.iterdir())
+        except FileNotFoundError:
+            return
+        for folder in folders:
             with suppress(FileNotFoundError, NotADirectoryError):
                 for path in folder.iterdir():
                     if path.suffix in SUFFIXES:

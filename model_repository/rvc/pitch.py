@@ -5,7 +5,6 @@ f0 is in Hz with 0 where unvoiced; frame k is at sample 160 k of 16 kHz audio.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,17 +101,6 @@ def smooth(f0: F0, frames: int) -> F0:
     voiced = np.maximum((~np.isnan(around)).sum(-1), 1)
     middle = np.take_along_axis(around, ((voiced - 1) // 2)[..., None], -1)[..., 0]
     return np.where(f0 > 0, middle, 0.0)
-
-
-def median(f0: F0) -> float:
-    """Median of the voiced frames in Hz; 0 if there are none."""
-    voiced = f0[f0 > 0]
-    return float(np.median(voiced)) if len(voiced) else 0.0
-
-
-def auto_key(singer: float, voice: float) -> int:
-    """Semitones from the singer's median pitch to the voice's, in Hz; 0 if one is unknown (0)."""
-    return round(12 * math.log2(voice / singer)) if singer > 0 and voice > 0 else 0
 
 
 def tensors(f0: F0, device: torch.device) -> tuple[Tensor, Tensor]:

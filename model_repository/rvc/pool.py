@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from .loader import Key, VoiceLoading
+from .loader import Key, VoiceLoading, VoiceRefused
 from .residents import STRATEGIES, Counters, Entry, PoolSettings, Sized
 
 V = TypeVar("V", bound=Sized)
@@ -26,7 +26,7 @@ class _State(Generic[V]):
     """All that changes, guarded by the pool's condition."""
 
     warm: OrderedDict[Key, Entry[V]] = field(default_factory=OrderedDict)  # the least recently used first
-    queued: deque[Key] = field(default_factory=deque)
+    queued: dict[Key, bool] = field(default_factory=dict)  # the oldest first; True: a person waits for it
     loading: dict[Key, bool] = field(default_factory=dict)  # False: its result is no longer wanted
     failures: dict[Key, tuple[Exception, float]] = field(default_factory=dict)
     closed: bool = False
@@ -71,8 +71,9 @@ class Pool(Generic[V]):
         for thread in self._threads:
             thread.start()
 
-    def get(self, key: Key, uses: int = 1) -> V:
-        """A warm voice, for so many uses.
+    def get(self, key: Key, uses: int = 1, interactive: bool = False) -> V:
+        """A warm voice, for so many uses. If it is cold and a person waits for it, ``interactive``, it is loaded before
+        those for which nobody does, and takes the place of the newest of these if too many wait.
 
         Raises:
             VoiceLoading: it is cold; loading has begun.
@@ -82,7 +83,7 @@ class Pool(Generic[V]):
             self._tidy()
             entry = self._state.warm.get(key)
             if entry is None:
-                self._begin(key)
+                self._begin(key, interactive)
                 raise VoiceLoading("the voice is being loaded; ask again")
             self.counters.reused += uses if entry.uses else uses - 1
             entry.uses += uses
@@ -92,8 +93,8 @@ class Pool(Generic[V]):
             self._changed.notify_all()
             return entry.voice
 
-    def warm(self, key: Key) -> None:
-        """Load a voice ahead of its use. If it is warm, its time to live begins anew.
+    def warm(self, key: Key, interactive: bool = False) -> None:
+        """Load a voice ahead of its use, see `get`. If it is warm, its time to live begins anew.
 
         Raises:
             VoiceLoading: so many are waiting that this one was not noted.
@@ -104,7 +105,7 @@ class Pool(Generic[V]):
             if entry := self._state.warm.get(key):
                 entry.asked = self._clock()
             else:
-                self._begin(key)
+                self._begin(key, interactive)
 
     def evict(self, voice: str) -> None:
         """Forget all versions of a voice, also those that wait or are being loaded."""
@@ -112,7 +113,7 @@ class Pool(Generic[V]):
             state = self._state
             for key in [key for key in state.warm if key.voice == voice]:
                 self._leave(key)
-            state.queued = deque(key for key in state.queued if key.voice != voice)
+            state.queued = {key: urgent for key, urgent in state.queued.items() if key.voice != voice}
             state.failures = {key: failure for key, failure in state.failures.items() if key.voice != voice}
             state.loading |= {key: False for key in state.loading if key.voice == voice}
             self._changed.notify_all()
@@ -158,7 +159,7 @@ class Pool(Generic[V]):
         for thread in self._threads:
             thread.join(seconds)
 
-    def _begin(self, key: Key) -> None:
+    def _begin(self, key: Key, interactive: bool) -> None:
         """Note that a cold voice is wanted, unless it has failed just now."""
         state = self._state
         if failure := state.failures.get(key):
@@ -167,10 +168,16 @@ class Pool(Generic[V]):
             state.loading[key] = True  # wanted again, if it was not
             return
         if key in state.queued:
+            state.queued[key] |= interactive
             return
-        if state.closed or len(state.queued) >= self._queue:
-            raise VoiceLoading("the model is stopping" if state.closed else "too many voices wait for it; ask again")
-        state.queued.append(key)
+        if state.closed:
+            raise VoiceLoading("the model is stopping")
+        if len(state.queued) >= self._queue:
+            newest = next((other for other in reversed(state.queued) if not state.queued[other]), None)
+            if newest is None or not interactive:
+                raise VoiceLoading("too many voices wait for it; ask again")
+            del state.queued[newest]
+        state.queued[key] = interactive
         self._changed.notify_all()
 
     def _tidy(self) -> None:
@@ -182,8 +189,14 @@ class Pool(Generic[V]):
                 self._leave(entry.key, expired=True)
             elif not self.settings.enabled:
                 self._leave(entry.key)
-        while len(state.warm) > self.settings.capacity and self._push_out(now):
+        while not self._fit() and self._push_out(now):
             pass
+
+    def _fit(self, more: int = 0, size: int = 0) -> bool:
+        """Whether all that is warm and ``more`` voices of ``size`` bytes are within the settings."""
+        warm, settings = self._state.warm, self.settings
+        held = sum(entry.bytes for entry in warm.values())
+        return len(warm) + more <= settings.capacity and held + size <= settings.memory_bytes
 
     def _free(self, now: float) -> list[Entry[V]]:
         """Voices that may leave, the least recently used first."""
@@ -222,7 +235,8 @@ class Pool(Generic[V]):
             while not self._state.closed:
                 self._tidy()
                 if self._state.queued:
-                    key = self._state.queued.popleft()
+                    key = max(self._state.queued, key=lambda one: self._state.queued[one])  # the oldest of the urgent
+                    del self._state.queued[key]
                     self._state.loading[key] = True
                     return key
                 self._wait()
@@ -232,31 +246,41 @@ class Pool(Generic[V]):
         begin = self._clock()
         try:
             voice = self._load(key)
-            size = voice.bytes
-        except Exception as error:
+            self._insert(key, voice, voice.bytes, self._clock() - begin)
+        except BaseException as error:  # also a panic of some library: this thread must go on
+            told = error if isinstance(error, Exception) else RuntimeError(f"loading ended by {type(error).__name__}")
             with self._changed:
-                if self._state.loading.pop(key, False):
+                if self._state.loading.get(key, False):
                     self.counters.failed += 1
-                    self._state.failures[key] = (error.with_traceback(None), self._clock())
-            return
-        taken = self._clock() - begin
+                    self._state.failures[key] = (told.with_traceback(None), self._clock())
+        finally:
+            with self._changed:
+                self._state.loading.pop(key, None)
+                self._changed.notify_all()
+
+    def _insert(self, key: Key, voice: V, size: int, taken: float) -> None:
+        """Keep what was loaded, as soon as there is room and unless it is no longer wanted."""
         with self._changed:
             while self._state.loading.get(key, False):
                 self._tidy()
-                if self._make_room(key):
+                if self._make_room(key, size):
                     now = self._clock()
                     self._state.warm[key] = Entry(key, voice, size, now, now, now, taken)
+                    self._state.loading.pop(key)
                     self.counters.inserted += 1
                     self.counters.load_seconds += taken
-                    break
-                self._wait()  # all are pinned
-            self._state.loading.pop(key, None)
-            self._changed.notify_all()
+                else:
+                    self._wait()  # all are pinned
 
-    def _make_room(self, key: Key) -> bool:
+    def _make_room(self, key: Key, size: int) -> bool:
         """Whether one more may be inserted; other versions of the same voice go first."""
+        if size > (limit := self.settings.memory_bytes):
+            raise VoiceRefused("TOO_LARGE", f"the voice needs {size:,} bytes of memory; all have {limit:,}")
         now = self._clock()
         for entry in self._free(now):
             if entry.key.voice == key.voice:
                 self._leave(entry.key)
-        return len(self._state.warm) < self.settings.capacity or self._push_out(now)
+        while not self._fit(1, size):
+            if not self._push_out(now):
+                return False
+        return True

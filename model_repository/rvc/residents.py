@@ -10,6 +10,7 @@ from .loader import Key
 
 MAX_CAPACITY = 1000
 MAX_IDLE_SECONDS = 7 * 86_400.0
+MAX_MEMORY_BYTES = 1 << 40
 
 
 class Sized(Protocol):
@@ -33,6 +34,7 @@ class PoolSettings:
         capacity: most voices at once, 1..1000.
         idle_seconds: a voice that nobody asked for in that time leaves; up to 7 days.
         strategy: who leaves a full pool, a key of `STRATEGIES`.
+        memory_bytes: of all voices together, up to 1 TiB.
 
     Raises:
         ValueError: a value is none of these.
@@ -42,6 +44,7 @@ class PoolSettings:
     capacity: int = 10
     idle_seconds: float = 1800.0
     strategy: str = "lru"
+    memory_bytes: int = 8 << 30
 
     def __post_init__(self) -> None:
         if not isinstance(self.enabled, bool):
@@ -52,6 +55,10 @@ class PoolSettings:
             raise ValueError(f"idle_seconds is {self.idle_seconds!r:.80}, must be above 0, up to {MAX_IDLE_SECONDS:g}")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r:.80}, must be one of: {', '.join(STRATEGIES)}")
+        if type(self.memory_bytes) is not int or not 1 <= self.memory_bytes <= MAX_MEMORY_BYTES:
+            raise ValueError(
+                f"memory_bytes is {self.memory_bytes!r:.80}, must be a whole number, 1..{MAX_MEMORY_BYTES}"
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> PoolSettings:
         """These settings with some others; ValueError if one is unknown or wrong."""

@@ -46,6 +46,13 @@ class Index:
     def __len__(self) -> int:
         return len(self._vectors)
 
+    def memory(self, device: torch.device) -> int:
+        """Bytes, with all that exact search on ``device`` will keep."""
+        copies = 2 if device.type == "cpu" else 3  # faiss', ours, and the device's
+        lists = self._index.nlist * self.width if isinstance(self._index, faiss.IndexIVF) else 0
+        # A vector's id, its place in the lists, and its square; centroids.
+        return copies * self._vectors.nbytes + (8 + 8 + 4) * len(self) + 4 * lists
+
     @classmethod
     def load(cls, source: bytes | Path, width: int, limit: int = MAX_BYTES) -> Index:
         """From a faiss file or its bytes; ``width`` is what the voice's features need.

@@ -20,7 +20,7 @@ from .loader import VoiceNotFound, VoiceStoreError
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 10.0  # for each piece; times three, a silent store holds up a loader
 TOTAL_SECONDS = 600.0  # for one object
-PIECE = 1 << 20
+PIECE = 1 << 20  # at most
 _DEFAULTS = {"ACCESS_KEY": "contrafact", "SECRET_KEY": "contrafact", "BUCKET": "contrafact", "REGION": "us-east-1"}
 
 
@@ -106,7 +106,7 @@ class _Reader:
             if self._stopping.is_set() or time.monotonic() > deadline:
                 raise VoiceStoreError("the object store is too slow, or the model is stopping")
             try:
-                piece = self._response.read(PIECE)
+                piece = self._response.read1(PIECE)  # what has come: `read` waits for all of it
             except (HTTPError, OSError) as error:
                 raise Interrupted(type(error).__name__) from None
             if not piece:

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from .checkpoint import CheckpointError, check_tensors, fill, fold_weight_norm, voice_weights, without_weights
 from .decoder import Decoder
-from .flow import REACH, Flow
+from .flow import COUPLINGS, KERNEL, LAYERS, REACH, Flow
 from .prior import PriorEncoder
 
 NOISE_SCALE = 0.66666  # of the prior's sample; not 2/3
 FEATURES = {"v1": 256, "v2": 768}
+RATES = (32_000, 40_000, 48_000)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ class Config:
                 up_channels=_int(c[13], 2, 2048),
                 speaker=_int(c[16], 1, 1024),
             )
+            config._check(str(c[9]), feature_width)
         except CheckpointError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError("WRONG_FORMAT", f"the voice's config cannot be read: {error!r:.100}") from None
-        config._check(str(c[9]), feature_width)
+        config._check_demand()
         return config
 
     def _check(self, block: str, feature_width: int) -> None:
@@ -91,6 +93,7 @@ class Config:
             f"{self.version} takes {FEATURES.get(self.version)} features, the weights {feature_width}": (
                 FEATURES.get(self.version) != feature_width
             ),
+            f"rate {self.rate} is none of {', '.join(map(str, RATES))}": self.rate not in RATES,
             f"rate {self.rate} is not 100 frames of {self.samples} samples": self.rate != 100 * self.samples,
             f"residual blocks of kind {block!r:.20} are unknown": block != "1",
             "numbers of rates and kernels differ": len(self.up_rates) != len(self.up_kernels)
@@ -106,6 +109,42 @@ class Config:
         for text, wrong in problems.items():
             if wrong:
                 raise CheckpointError("WRONG_FORMAT", f"the voice's config contradicts itself: {text}")
+
+    def _check_demand(self) -> None:
+        """Each size is in its range, but a few bytes of weights could still ask for any amount of time and memory."""
+        for what, own, most in zip(("work", "memory", "context"), self._demand(), _LARGEST._demand(), strict=True):
+            if own > 2 * most:
+                raise CheckpointError(
+                    "TOO_LARGE", f"the voice needs {own / most:.1f} times the {what} of an RVC v2 voice of 48 kHz"
+                )
+
+    def _demand(self) -> tuple[int, int, float]:
+        """Multiply-adds and the decoder's values for a second of audio; frames to either side of one that it needs.
+
+        Attention's scores and the excitation's convolutions, which are a small part, are left out.
+        """
+        hidden, taps = self.hidden, sum(2 * k * len(ds) for k, ds in self._blocks())
+        frame = FEATURES[self.version] * hidden + self.layers * hidden * (4 * hidden + 2 * self.filter * self.kernel)
+        frame += 2 * hidden * self.latent + COUPLINGS * hidden * (self.latent + LAYERS * (2 * KERNEL + 2) * hidden)
+        work, values, context = 100 * (frame + 7 * self.latent * self.up_channels), 0, 0.0
+        places, channels = 100, self.up_channels
+        for rate, kernel in zip(self.up_rates, self.up_kernels, strict=True):
+            work += places * channels * (channels // 2) * kernel
+            context += 50 * kernel / (places * rate)
+            places, channels = places * rate, channels // 2
+            work += places * channels * channels * taps
+            values += places * channels * (1 + sum(2 * len(ds) for _, ds in self._blocks()))
+            context += 100 / places * max(k // 2 * sum(d + 1 for d in ds) for k, ds in self._blocks())
+        return work, values, context
+
+    def _blocks(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Kernel and dilations of the residual blocks of a stage."""
+        return list(zip(self.block_kernels, self.block_dilations, strict=True))
+
+
+_BLOCKS = ((3, 7, 11), ((1, 3, 5),) * 3)
+# What the contract calls v2 at 48 kHz: no kind of voice needs more.
+_LARGEST = Config("v2", True, 48_000, 192, 192, 768, 2, 6, 3, *_BLOCKS, (12, 10, 2, 2), (24, 20, 4, 4), 512, 256)
 
 
 def _int(value: Any, low: int, high: int) -> int:

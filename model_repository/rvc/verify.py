@@ -46,7 +46,7 @@ def _verify(weights: Path, index: Path | None) -> dict[str, Any]:
     import torch
 
     from .checkpoint import CheckpointError
-    from .voice import load, try_out
+    from .voice import load, out_of_memory, try_out
 
     torch.set_num_threads(1)
     # All libraries are loaded. From here on even a file that executes code could not start a process (root could).
@@ -56,7 +56,9 @@ def _verify(weights: Path, index: Path | None) -> dict[str, Any]:
         try_out(voice)
     except CheckpointError as error:
         return _refusal(error.reason, str(error))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return _refusal("TOO_LARGE", "the voice needs more memory than is accepted")
     return {"ok": True, **voice.describe()}
 

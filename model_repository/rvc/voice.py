@@ -64,9 +64,9 @@ class Voice:
 
     @property
     def bytes(self) -> int:
-        """Memory of the weights and the vectors."""
+        """Memory of the weights and the index, its copy on the device included."""
         weights = sum(p.numel() * p.element_size() for p in self.synthesizer.parameters())
-        return weights + (2 * 4 * len(self.index) * self.index.width if self.index else 0)
+        return weights + (self.index.memory(self.device) if self.index else 0)
 
     def describe(self) -> dict[str, Any]:
         """What a listing shows of it."""
@@ -119,6 +119,7 @@ def try_out(voice: Voice, frames: int = 50) -> None:
 
     Raises:
         CheckpointError: it does not yield sound samples.
+        RuntimeError: there is no memory for it, see `out_of_memory`.
     """
     generator = torch.Generator().manual_seed(0)
     phone = torch.randn(1, frames, FEATURES[voice.version], generator=generator).to(voice.device)
@@ -128,6 +129,13 @@ def try_out(voice: Voice, frames: int = 50) -> None:
     try:
         audio = voice.synthesizer.infer(phone, one + frames, pitch, hz, one).audio
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise CheckpointError("WRONG_VALUES", f"the voice cannot sing: {type(error).__name__}") from None
     if audio.shape[-1] != frames * voice.samples or not bool(torch.isfinite(audio).all()):
         raise CheckpointError("WRONG_VALUES", "the voice does not yield sound samples")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` is Python's or, which only its text tells, PyTorch's for want of memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in ("allocate memory", "bad_alloc"))

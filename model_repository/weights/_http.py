@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 
 from ._errors import SourceUnavailable
@@ -52,6 +52,8 @@ def _attempt(url: str, out: Path, limit: int, until: float) -> None:
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as reply:
+            if reply.status == 206 and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise SourceUnavailable(f"{url}: the server sends another part than was asked for")
             start = have if reply.status == 206 else 0
             length = reply.headers.get("Content-Length")
             size = start + int(length) if length else None
@@ -62,6 +64,7 @@ def _attempt(url: str, out: Path, limit: int, until: float) -> None:
         raise (_BrokenOff if error.code in (408, 429) or error.code >= 500 else SourceUnavailable)(
             f"{url}: {error}"
         ) from None
-    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
-        grown = out.exists() and out.stat().st_size > have
-        raise (_BrokenOff if grown and time.monotonic() < until else SourceUnavailable)(f"{url}: {error}") from None
+    except (urllib.error.URLError, InvalidURL, ValueError) as error:  # not even connected
+        raise SourceUnavailable(f"{url}: {error}") from None
+    except (HTTPException, OSError) as error:
+        raise (_BrokenOff if time.monotonic() < until else SourceUnavailable)(f"{url}: {error}") from None

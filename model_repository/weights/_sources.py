@@ -24,6 +24,7 @@ from ._http import CONNECT_SECONDS, download
 from ._registry import Source
 
 DOWNLOAD_SECONDS = 1800.0  # for one file from one source
+S3_DEFAULTS = {"ACCESS_KEY": "contrafact", "SECRET_KEY": "contrafact", "REGION": "us-east-1"}  # every server's
 HUB = Path(__file__).with_name("_hub.py")
 
 
@@ -79,11 +80,12 @@ def _s3(url: str, out: Path, limit: int, until: float) -> None:
     endpoint = urlsplit(os.environ.get("CONTRAFACT_S3_ENDPOINT", ""))
     if not endpoint.netloc:
         raise SourceUnavailable(f"{url}: CONTRAFACT_S3_ENDPOINT is not set")
+    given = {name: os.environ.get(f"CONTRAFACT_S3_{name}") or default for name, default in S3_DEFAULTS.items()}
     client = Minio(
         endpoint.netloc,
-        access_key=os.environ.get("CONTRAFACT_S3_ACCESS_KEY"),
-        secret_key=os.environ.get("CONTRAFACT_S3_SECRET_KEY"),
-        region=os.environ.get("CONTRAFACT_S3_REGION"),
+        access_key=given["ACCESS_KEY"],
+        secret_key=given["SECRET_KEY"],
+        region=given["REGION"],
         secure=endpoint.scheme == "https",
         http_client=urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=30.0), retries=urllib3.Retry(1)

@@ -294,6 +294,12 @@ async def test_convert_sits_between_microphone_and_speaker(peer: VoicePeer) -> N
     assert b"0.30 s later" in errors
 
 
+async def test_convert_of_nothing_is_nothing(peer: VoicePeer) -> None:
+    process = await start("convert", "--raw", "--rate", "16000", "--voice", VOICE, "--address", peer.address)
+    out, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, out) == (0, b""), errors
+
+
 async def test_interrupt_ends_a_silent_microphone(peer: VoicePeer) -> None:
     process = await start(
         "convert",

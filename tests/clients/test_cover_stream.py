@@ -69,6 +69,13 @@ async def test_resumes_where_it_broke_off(peer: VoicePeer, job: JobHandle) -> No
     assert offsets(peer) == [0, 1000, 2000, 2500]
 
 
+async def test_resumes_though_the_job_cannot_be_asked_for(peer: VoicePeer, job: JobHandle) -> None:
+    peer.streams = [[piece(DATA, 0, 1000), fault("CANCELLED")], [piece(DATA, 1000, 3000), end(DATA)]]
+    peer.unary_faults = [fault("UNAVAILABLE")] * 4  # as often as grpc repeats the call
+    assert b"".join([each.chunk.data async for each in job.stream_cover()]) == DATA
+    assert peer.unary_faults == []
+
+
 async def test_a_later_listener_begins_where_it_likes(peer: VoicePeer, job: JobHandle) -> None:
     peer.streams = [[piece(DATA, 700, 3000), end(DATA)]]
     got = [each.chunk.data async for each in job.stream_cover(700)]

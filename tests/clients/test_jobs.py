@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -155,8 +156,6 @@ async def test_connect_says_that_nobody_answers() -> None:
 
 
 async def test_the_synchronous_client_does_the_same(peer: Peer) -> None:
-    import asyncio
-
     peer.watches = [
         [job_event(1, "RUNNING"), fault("UNAVAILABLE")],
         [job_event(1, "RUNNING"), job_event(2, "SUCCEEDED")],
@@ -174,3 +173,34 @@ async def test_the_synchronous_client_does_the_same(peer: Peer) -> None:
         client.close()
 
     await asyncio.to_thread(use)
+
+
+async def test_closing_the_synchronous_client_ends_what_other_threads_wait_for(peer: Peer) -> None:
+    waiting, hung = asyncio.Event(), asyncio.Event()
+
+    async def hang(_context: Any) -> None:
+        waiting.set()
+        await hung.wait()
+
+    peer.watches = [[hang]]
+    client = SyncClient(peer.address, retry=QUICK)
+    job = await asyncio.to_thread(client.job, JOB)
+    wait = asyncio.create_task(asyncio.to_thread(job.wait))
+    await asyncio.wait_for(waiting.wait(), 20)
+    await asyncio.to_thread(client.close)
+    with pytest.raises(Unavailable, match="CLIENT_CLOSED"):
+        await asyncio.wait_for(wait, 20)
+    hung.set()
+    with pytest.raises(Unavailable, match="CLIENT_CLOSED"):
+        client.track(TRACK)
+
+
+async def test_a_callback_cannot_call_the_synchronous_client(peer: Peer) -> None:
+    peer.watches = [[job_event(1, "SUCCEEDED")]]
+
+    def use() -> None:
+        with SyncClient(peer.address, retry=QUICK) as client:
+            client.job(JOB).wait(lambda _event: print(client.track(TRACK)))
+
+    with pytest.raises(RuntimeError, match="own thread"):
+        await asyncio.wait_for(asyncio.to_thread(use), 20)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -148,6 +150,48 @@ async def test_a_cancelled_listener_ends_the_stream(peer: VoicePeer, client: Cli
     async with asyncio.timeout(10):
         while not peer.ended_live:
             await asyncio.sleep(0.01)
+
+
+async def test_a_wait_that_is_given_up_loses_no_audio(peer: VoicePeer, client: Client) -> None:
+    speak = asyncio.Event()
+
+    async def words() -> AsyncIterator[bytes]:
+        for word in (b"abcd", b"efgh"):
+            await speak.wait()
+            yield word
+
+    async with client.convert_voice(VOICE, words(), 16_000) as live:
+        for _ in range(3):
+            waiting = asyncio.create_task(anext(live))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        speak.set()
+        assert [block async for block in live] == [b"dcba", b"hgfe"]
+
+
+STUCK = """
+import sys, threading, contrafact
+def microphone():
+    yield b"abcd"
+    threading.Event().wait()
+with contrafact.SyncClient(sys.argv[1]) as client:
+    with client.convert_voice(sys.argv[2], microphone(), 16_000) as live:
+        print(live.block_frames, next(live))
+"""
+
+
+async def test_a_stuck_microphone_does_not_keep_python_from_its_exit(peer: VoicePeer) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STUCK, peer.address, VOICE, stdout=subprocess.PIPE
+    )
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert (process.returncode, out) == (0, b"4 b'dcba'\n")
 
 
 async def test_no_more_is_taken_ahead_than_fits(peer: VoicePeer, client: Client) -> None:

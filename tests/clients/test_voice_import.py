@@ -120,6 +120,12 @@ async def test_a_sample_is_resumed(peer: VoicePeer, client: Client, tmp_path: Pa
     assert [each.offset for each in peer.of(voice_pb2.DownloadVoiceSampleRequest)] == [0, 50]
 
 
+async def test_a_sample_stays_in_its_folder(peer: VoicePeer, client: Client, tmp_path: Path) -> None:
+    peer.voice.sample.container = "/../../wav"
+    peer.streams = [[chunk(0, SAMPLE)]]
+    assert await client.download_voice_sample(VOICE, f"{tmp_path}/in/") == tmp_path / "in" / "Anna.wav"
+
+
 async def test_the_synchronous_client_has_voices_too(peer: VoicePeer) -> None:
     peer.library = [voice_pb2.Voice(name=f"voices/{each}") for each in range(5)]
 
@@ -129,7 +135,7 @@ async def test_the_synchronous_client_has_voices_too(peer: VoicePeer) -> None:
             assert [each.name for each in client.voices()] == [f"voices/{each}" for each in range(5)]
             assert client.update_voice(VOICE, licence="CC0").licence == "CC0"
             with client.convert_voice(VOICE, iter([b"abcd", b"efghijkl"]), 16_000) as live:
-                assert live.delay_seconds == 0.3
+                assert (live.delay_seconds, live.block_frames) == (0.3, 4)
                 assert list(live) == [b"dcba", b"lkjihgfe"]
 
     await asyncio.to_thread(use)

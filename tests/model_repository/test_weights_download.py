@@ -33,7 +33,8 @@ class Remote:
 
     Attributes:
         script: what the next downloads of content do: ``ok``, ``500``, ``cut`` (half of it), ``wrong``, ``more``
-            (twice as much), ``hang`` (half, then nothing), ``hold`` (half, the rest when ``go`` is set). Then ``ok``.
+            (twice as much), ``hang`` (half, then nothing), ``hold`` (half, the rest when ``go`` is set), ``mute`` (not
+            even a status), ``part`` (another than was asked for). Then ``ok``.
         heads: status codes of the next questions for metadata; then 302.
         asked: every request: method, path, range.
     """
@@ -109,11 +110,17 @@ class Remote:
         act = self.script.pop(0) if self.script and to.command == "GET" else "ok"
         if act == "500":
             return self.send(to, 500)
+        if act == "mute":
+            self.go.wait(60)
+            to.close_connection = True
+            return None
         data = {"wrong": self.data[::-1], "more": self.data * 2}.get(act, self.data)
         start = int(re.fullmatch(r"bytes=(\d+)-.*", to.headers.get("Range", "bytes=0-"))[1])  # type: ignore[index]
         headers = {"Accept-Ranges": "bytes", "ETag": '"content"'}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if act == "part":
+            headers["Content-Range"] = f"bytes 0-{len(data) - 1}/{len(data)}"
         body = data[start:]
         self.send(to, 206 if start else 200, headers, len(body))
         if to.command == "HEAD":
@@ -217,6 +224,21 @@ def test_a_broken_download_is_resumed_where_it_broke(use: Remote, place: Place, 
     kept = len(use.data) // 2 if "object_store" in place.registry.read_text() else 10 << 20
     assert second is not None
     assert second.startswith(f"bytes={kept}-")
+
+
+def test_a_server_that_falls_silent_before_it_answers_is_asked_again(place: Place, remote: Remote) -> None:  # noqa: F811
+    register(place, {"kind": "object_store", "url": f"{remote.url}/store", "key": "tiny.pth"})
+    remote.script = ["cut", "mute"]
+    weights.fetch("tiny")
+    half = f"bytes={len(DATA) // 2}-"
+    assert remote.downloads == [None, half, half]
+    assert_installed(place)
+
+
+def test_another_part_than_was_asked_for_is_refused(place: Place, remote: Remote) -> None:  # noqa: F811
+    register(place, {"kind": "object_store", "url": f"{remote.url}/store", "key": "tiny.pth"})
+    remote.script = ["cut", "part"]
+    assert_refused(place, "another part")
 
 
 def test_a_server_that_always_fails_is_given_up(use: Remote, place: Place) -> None:  # noqa: F811
@@ -390,3 +412,13 @@ def test_an_s3_bucket(
         with pytest.raises(weights.WeightsError, match="at most"):
             weights.fetch("tiny", force=True)
         assert_installed(place)
+
+
+def test_an_s3_bucket_with_the_usual_keys(place: Place, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    for name in ("ACCESS_KEY", "SECRET_KEY", "REGION"):
+        monkeypatch.delenv(f"CONTRAFACT_S3_{name}", raising=False)
+    monkeypatch.setenv("CONTRAFACT_S3_ENDPOINT", remote.url)
+    register(place, {"kind": "object_store", "url": "s3://store", "key": "tiny.pth"})
+    weights.fetch("tiny")
+    assert [path for _, path, _ in remote.asked] == ["/store/tiny.pth"]  # nobody was asked for the region
+    assert_installed(place)

@@ -21,6 +21,9 @@ from contrafact.v1.job_pb2 import Job
 from numpy.typing import NDArray
 
 from servers.local import Stack
+from servers.orchestrator.jobs.queue import JobQueue
+from servers.orchestrator.jobs.reconcile import Reconciler
+from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.voices.verification import Register
 from servers.platform.settings import Settings
 from servers.storage.database import connect
@@ -232,6 +235,35 @@ async def test_refusals_come_before_any_work(client: Client, voice: Shelve, song
         async for _ in separation.stream_cover():
             pass
     await separation.wait()
+
+
+async def test_tracks_that_are_too_coarse_are_not_covered(client: Client, voice: Shelve, tmp_path: Path) -> None:
+    track = await client.upload(write(tmp_path / "in.wav", noise(8000, 1, seed=8), 4000))
+    with pytest.raises(FailedPrecondition, match="TRACK_RATE_TOO_LOW"):
+        await client.cover(track, await voice())
+
+
+async def test_live_voices_refuse_what_takes_too_long(client: Client, voice: Shelve) -> None:
+    with pytest.raises(InvalidArgument, match="TOO_SLOW_FOR_LIVE"):
+        await client.convert_voice(await voice(), silence(), 16_000, pitch_method="pyin").__aenter__()
+
+
+async def test_bytes_that_no_cover_names_are_removed(
+    client: Client, voice: Shelve, tmp_path: Path, settings: Settings
+) -> None:
+    track = await client.upload(write(tmp_path / "in.wav", noise(50_000, 2, seed=9), 44_100))
+    made = (await (await client.cover(track, await voice())).wait()).artifacts[-1]
+    pool, objects = await connect(settings), ObjectStore(settings)
+    orphans = [f"covers/{uuid.uuid4()}/{'ab' * 32}.flac", f"{made.name}/{'cd' * 32}.flac"]
+    for orphan in orphans:
+        await objects.put(orphan, b"left by a worker that was killed")
+    async with JobQueue(settings) as queue:
+        await Reconciler(pool, objects, JobStore(pool), queue, settings).remove_orphan_covers()
+    left = await objects.find("covers/")
+    assert not set(orphans) & set(left)
+    assert sum(key.startswith(f"{made.name}/") for key in left) == 1
+    await objects.close()
+    await pool.close()
 
 
 async def test_covers_are_listed_in_pages_and_deleted(

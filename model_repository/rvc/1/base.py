@@ -44,7 +44,7 @@ class Model:
             self._pool = Pool(loader(self._files, parts.load), settings, loaders=s.loaders)
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self._serving = Serving(parts.work, self._pool, self._files, max(1, int(config["max_batch_size"])))
+        self._serving = Serving(parts.work, self._pool, self._files, max(1, int(config["max_batch_size"])), s.device)
         pb_utils.Logger.log_info(f"rvc: {', '.join(parts.work.methods)} on {s.device}, {s.dtype}")
 
     def execute(self, requests: list[Any]) -> list[Any]:

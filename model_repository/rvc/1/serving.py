@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class _Pending:
     place: int
     request: Any
     chunk: Chunk | LiveChunk
+    interactive: bool
 
 
 Group = tuple[Key, tuple[int, ...]]  # voice and, for live windows, samples, skip and length
@@ -66,10 +68,12 @@ class Serving:
         work: the neural parts.
         pool, files: of voices.
         largest: most chunks converted at once.
+        device: of the networks; if it is a GPU, probes ask it too.
     """
 
-    def __init__(self, work: Work, pool: Pool[Any], files: Files, largest: int) -> None:
+    def __init__(self, work: Work, pool: Pool[Any], files: Files, largest: int, device: str = "cpu") -> None:
         self._work, self._pool, self._files, self._largest = work, pool, files, largest
+        self._pulse = torch.zeros(1, device=device) if device.startswith("cuda") else None
 
     def answer(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order.
@@ -88,10 +92,10 @@ class Serving:
                 elif action not in ("", "live"):
                     raise ValueError(f"action {action!r:.80} is none of: live, {', '.join(self._CONTROLS)}, or none")
                 elif action == "" and len(audio) == 1:  # a watchdog's question whether this process lives
-                    responses[place] = _response()
+                    responses[place] = self._probe()
                 else:
                     group, chunk = _chunk(request, given, audio, action == "live")
-                    waiting[group].append(_Pending(place, request, chunk))
+                    waiting[group].append(_Pending(place, request, chunk, _flag(given, "interactive")))
             except Exception as error:
                 responses[place] = _failure(error)
         for group, pending in waiting.items():
@@ -109,7 +113,7 @@ class Serving:
         if not batch:
             return
         try:
-            voice = self._pool.get(group[0], len(batch))
+            voice = self._pool.get(group[0], len(batch), any(one.interactive for one in batch))
         except Exception as error:
             for one in batch:
                 responses[one.place] = _failure(error)
@@ -130,8 +134,18 @@ class Serving:
             for one in batch:
                 self._convert(voice, convert, [one], responses)
 
+    def _probe(self) -> Any:
+        if self._pulse is not None:
+            try:
+                self._pulse.add_(1).item()
+            except RuntimeError as error:
+                # A broken CUDA context never mends. Whoever watches sees this process end, and loads the model anew.
+                pb_utils.Logger.log_error(f"rvc: the GPU does not answer: {error}")
+                os._exit(1)
+        return _response()
+
     def _warm(self, given: Mapping[str, Any], audio: Audio) -> Any:
-        self._pool.warm(_key(given))
+        self._pool.warm(_key(given), _flag(given, "interactive"))
         return self._report(given, audio)
 
     def _evict(self, given: Mapping[str, Any], audio: Audio) -> Any:
@@ -176,10 +190,14 @@ def _key(given: Mapping[str, Any]) -> Key:
     return Key(*(str(given.get(name, "")) for name in ("voice", "weights", "index")))
 
 
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    return str(given.get(name, "")).lower() in ("1", "true")
+
+
 def _chunk(request: Any, given: Mapping[str, Any], audio: Audio, live: bool) -> tuple[Group, Chunk | LiveChunk]:
     values: dict[str, Any] = {name: float(given[name]) for name in NUMBERS if name in given}
     values |= {name: int(given[name]) for name in COUNTS if name in given}
-    values |= {"method": str(given.get("method", "")), "exact": str(given.get("exact", "")).lower() in ("1", "true")}
+    values |= {"method": str(given.get("method", "")), "exact": _flag(given, "exact")}
     params, key = Params(**values), _key(given)
     f0, phase = _input(request, "f0"), _input(request, "phase")
     pitch = None if f0 is None else f0[0].astype(np.float64)

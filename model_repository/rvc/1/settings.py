@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rvc.residents import PoolSettings
-from weights import cache_folder
+from weights import WeightsError, cache_folder
+from weights import path as registered
 
 DTYPES = ("float32", "float16", "bfloat16")
-CONTENT = "hubert_base.pt"
 RMVPE = "rmvpe.pt"
 
 
@@ -21,11 +21,12 @@ class Settings:
 
     voices: folder of voice files, a cache if an object store is configured (``CONTRAFACT_S3_ENDPOINT``), else a
     library; by default ``rvc-voices`` in the weights' folder. disk_bytes: of the cache.
-    content: HuBERT/ContentVec weights; by default those in the weights' folder.
-    rmvpe: its weights; by default those in the weights' folder; without them pitch is swift-f0's.
+    content: HuBERT/ContentVec weights; by default those of the registry, in the weights' folder.
+    rmvpe: its weights; by default those of the registry, in the weights' folder; without them pitch is swift-f0's.
     device: ``auto``, ``cpu`` or ``cuda``. dtype: of synthesizer and content encoder on a GPU.
     threads: of the CPU, 0: all that this process may use.
-    enabled, capacity, idle_seconds, strategy: of the voice pool until it is configured otherwise, see `PoolSettings`.
+    enabled, capacity, idle_seconds, strategy, memory_bytes: of the voice pool until it is configured otherwise, see
+    `PoolSettings`.
     loaders: voices that are loaded at once.
     core, before, after, fade: of a chunk, in frames of 10 ms; clients read them from the model's configuration.
     """
@@ -41,6 +42,7 @@ class Settings:
     capacity: int = 10
     idle_seconds: float = 1800.0
     strategy: str = "lru"
+    memory_bytes: int = 8 << 30
     loaders: int = 1
     core: int = 400
     before: int = 100
@@ -77,21 +79,31 @@ class Settings:
     @property
     def pool(self) -> PoolSettings:
         """How the pool begins; ValueError if it cannot."""
-        return PoolSettings(self.enabled, self.capacity, self.idle_seconds, self.strategy)
+        return PoolSettings(self.enabled, self.capacity, self.idle_seconds, self.strategy, self.memory_bytes)
 
     def content_file(self) -> Path:
-        """The content encoder's weights; ValueError if there are none."""
-        file = Path(self.content) if self.content else cache_folder() / CONTENT
-        if not file.is_file():
-            raise ValueError(f"setting content: the content encoder's weights are not there: {file}")
-        return file
+        """The content encoder's weights; ValueError if there are none, or the registry's are damaged."""
+        return _named("content", self.content) if self.content else _verified("content", "contentvec")
 
     def rmvpe_file(self) -> Path | None:
-        """RMVPE's weights, None if there are none; ValueError if the setting names none."""
-        file = Path(self.rmvpe) if self.rmvpe else cache_folder() / RMVPE
-        if self.rmvpe and not file.is_file():
-            raise ValueError(f"setting rmvpe: its weights are not there: {file}")
-        return file if file.is_file() else None
+        """RMVPE's weights, None if there are none; ValueError if the setting names none, or they are damaged."""
+        if self.rmvpe:
+            return _named("rmvpe", self.rmvpe)
+        return _verified("rmvpe", "rmvpe") if (cache_folder() / RMVPE).is_file() else None
+
+
+def _named(setting: str, text: str) -> Path:
+    if not (file := Path(text)).is_file():
+        raise ValueError(f"setting {setting}: its weights are not there: {file}")
+    return file
+
+
+def _verified(setting: str, name: str) -> Path:
+    """A file of the registry; its checksum takes 0.1 s."""
+    try:
+        return registered(name)
+    except WeightsError as error:
+        raise ValueError(f"setting {setting}: {error}") from None
 
 
 def _flag(text: str) -> bool:

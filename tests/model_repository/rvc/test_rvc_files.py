@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +83,14 @@ def read(files: Files, key: Key) -> tuple[bytes, bytes | None]:
         return weights.read_bytes(), index.read_bytes() if index else None
 
 
+def buried(files: Files) -> None:
+    """Wait until what was removed is gone."""
+    deadline = time.monotonic() + 30
+    while files._doomed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def away() -> dict[str, str]:
     return {"CONTRAFACT_S3_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
 
@@ -93,6 +103,7 @@ def test_files_are_fetched_once(cache: Callable[..., Files], upload: Callable[..
     assert read(cache(**away()), key) == (big, b"index")  # another process, and the store is away
     files.remove(key.voice)
     assert files.report()["voices"] == []
+    buried(files)
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == [".locks", ".room"]
 
 
@@ -248,11 +259,56 @@ def test_files_in_use_stay(cache: Callable[..., Files], upload: Callable[..., Ke
     with files.held(key) as (weights, _):
         files.remove(key.voice)
         other.remove(key.voice)
+        time.sleep(0.1)  # there was time to do wrong
         assert weights.read_bytes() == b"voice"
-    assert not weights.exists()  # as soon as it could be
+    for one in (files, other):
+        buried(one)
+        one.close()
+    assert not weights.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "voice-files"]
+
+
+def test_a_folder_that_vanishes_is_made_again(
+    cache: Callable[..., Files], upload: Callable[..., Key], tmp_path: Path
+) -> None:
+    files, key = cache(), upload(b"voice")
     read(files, key)
-    other.remove(str(uuid.uuid4()))
-    assert not weights.exists()  # asked of the other process, done when it next had a chance
+    shutil.rmtree(tmp_path / "cache")
+    assert files.report() == {"bytes": 0, "limit": 10_000_000, "voices": []}
+    files.remove(key.voice)
+    buried(files)
+    assert read(files, key) == (b"voice", None)
+
+
+def test_what_cannot_be_removed_is_left_alone(s3: Mapping[str, str], tmp_path: Path) -> None:
+    (tmp_path / "voice" / "x.pth.part").mkdir(parents=True)
+    Files(tmp_path, store=Store.configured(threading.Event(), s3))
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["late", "stopping"])
+def test_a_store_that_trickles_is_left(monkeypatch: pytest.MonkeyPatch, stops: bool) -> None:
+    monkeypatch.setattr(store_module, "TOTAL_SECONDS", 600.0 if stops else 0.2)
+    stopping, done = threading.Event(), threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        with listening.accept()[0] as to:
+            to.recv(65_536)
+            to.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+            while not done.wait(0.01):
+                to.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(serve, listening)
+        store = Store(f"http://127.0.0.1:{listening.getsockname()[1]}", stopping)
+        with store.reading("voice") as reader:
+            pieces = iter(reader)
+            assert len(next(pieces)) < 1000
+            if stops:
+                stopping.set()
+            with pytest.raises(VoiceStoreError, match="too slow"):
+                list(pieces)
+            done.set()
+            serving.result(30)
 
 
 def test_many_processes_share_the_folder(

@@ -48,14 +48,6 @@ def test_smoothing_removes_jumps_and_leaves_slides() -> None:
         pitch.smooth(f0, 4)
 
 
-def test_auto_key_moves_the_singer_to_the_voice() -> None:
-    assert pitch.auto_key(220, 440) == 12
-    assert pitch.auto_key(220, 110 * 2 ** (1 / 12)) == -11
-    assert pitch.auto_key(0, 440) == pitch.auto_key(220, 0) == 0
-    assert pitch.median(np.array([0, 0, 100.0, 300.0, 200.0])) == 200
-    assert pitch.median(np.zeros(3)) == 0
-
-
 def test_phase_is_exact_over_an_hour() -> None:
     """The reference's sums are single precision and lose a tenth of a turn in an hour."""
     f0 = np.tile(np.float32([220.7, 0.0, 431.1, 1099.9]), 90_000)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repository.rvc.loader import Key, VoiceLoading, VoiceStoreError
+from model_repository.rvc.loader import Key, VoiceLoading, VoiceRefused, VoiceStoreError
 from model_repository.rvc.pool import Pool
 from model_repository.rvc.residents import STRATEGIES, PoolSettings
 
@@ -192,6 +192,7 @@ def test_a_smaller_capacity_has_effect_at_once(make: Make) -> None:
         ({"idle_seconds": 0}, "idle_seconds is 0"),
         ({"strategy": "mru"}, "strategy is 'mru'"),
         ({"enabled": "yes"}, "enabled is 'yes'"),
+        ({"memory_bytes": 0}, "memory_bytes is 0"),
         ({"capacity": 3, "size": 1}, "unknown settings"),
     ],
 )
@@ -238,6 +239,67 @@ def test_a_cold_voice_holds_nobody_up(make: Make) -> None:
     gate.set()
     assert warm(pool) == "ac"
     assert pool.counters.inserted == 2  # what was evicted while it was loading came to nothing
+
+
+def test_voices_for_which_people_wait_come_first(make: Make) -> None:
+    gate, loaded = threading.Event(), []
+
+    def load(wanted: Key) -> Loaded:
+        loaded.append(wanted.voice)
+        assert gate.wait(30)
+        return Loaded(wanted)
+
+    pool = make(load, queue=4)
+    pool.warm(key("slow"))
+    until(lambda: loaded)
+    for name in "abcd":
+        pool.warm(key(name))
+    pool.warm(key("b"), interactive=True)
+    for name in "xy":
+        with pytest.raises(VoiceLoading, match="being loaded"):
+            pool.get(key(name), interactive=True)  # in the places of d and c
+    with pytest.raises(VoiceLoading, match="too many"):
+        pool.warm(key("d"))
+    pool.warm(key("z"), interactive=True)  # in the place of a
+    with pytest.raises(VoiceLoading, match="too many"):
+        pool.warm(key("w"), interactive=True)
+    pool.evict("z")
+    pool.warm(key("e"))
+    gate.set()
+    assert warm(pool) == "slowbxye"
+    assert loaded == ["slow", *"bxye"]
+
+
+def test_memory_is_bounded(make: Make) -> None:
+    sizes = {"a": 30, "b": 30, "c": 30, "d": 80, "e": 101}
+    pool = make(lambda wanted: Loaded(wanted, sizes[wanted.voice]), memory_bytes=100)
+    use(pool, *"abc")
+    use(pool, "d")
+    assert warm(pool) == "d"
+    pool.warm(key("e"))
+    until(lambda: pool.counters.failed)
+    with pytest.raises(VoiceRefused, match="TOO_LARGE: the voice needs 101 bytes of memory; all have 100"):
+        pool.get(key("e"))
+    assert warm(pool) == "d"
+    pool.configure({"memory_bytes": 79})
+    assert warm(pool) == ""
+
+
+def test_whatever_a_loader_raises_is_told(make: Make) -> None:
+    class Panic(BaseException):
+        """As some libraries raise."""
+
+    def load(wanted: Key) -> Loaded:
+        if wanted.voice == "x":
+            raise Panic
+        return Loaded(wanted)
+
+    pool = make(load)
+    pool.warm(key("x"))
+    until(lambda: pool.counters.failed)
+    with pytest.raises(RuntimeError, match="Panic"):
+        pool.get(key("x"))
+    use(pool, "a")
 
 
 def test_a_voice_evicted_while_loading_may_be_wanted_again(make: Make) -> None:

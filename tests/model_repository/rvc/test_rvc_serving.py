@@ -61,6 +61,18 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
     return found
 
 
+def registry(folder: Path, **files: Path) -> Path:
+    """A registry of weights in which these files are what they must be."""
+    lines = []
+    for name, file in files.items():
+        about = {"file": {"contentvec": "hubert_base.pt"}.get(name, f"{name}.pt"), "licence": "none"}
+        about["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines += [f"[{name}]", f"size = {file.stat().st_size}", *(f'{key} = "{value}"' for key, value in about.items())]
+        lines += [f"[[{name}.source]]", 'kind = "local"']
+    (folder / "registry.toml").write_text("\n".join(lines))
+    return folder / "registry.toml"
+
+
 @pytest.fixture(scope="module")
 def server(
     start_triton: Start,
@@ -69,8 +81,10 @@ def server(
     voices: dict[str, dict[str, str]],
 ) -> Iterator[Server]:
     weights = tmp_path_factory.mktemp("weights")
-    (weights / "hubert_base.pt").symlink_to(checkpoint_file("hubert"))  # found without being named
+    content = checkpoint_file("hubert")
+    (weights / "hubert_base.pt").symlink_to(content)  # found without being named
     environment = {
+        "CONTRAFACT_WEIGHTS_REGISTRY": str(registry(weights, contentvec=content)),
         "CONTRAFACT_RVC_VOICES": voices[""]["folder"],
         "CONTRAFACT_WEIGHTS_DIR": str(weights),
         "CONTRAFACT_S3_ENDPOINT": "",
@@ -228,16 +242,24 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return module.Settings
 
 
-def test_weights_are_found_in_their_folder(settings: Any, tmp_path: Path) -> None:
+def test_weights_are_found_in_their_folder(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = settings.read({})
     assert Path(read.voices) == tmp_path / "rvc-voices"
     assert read.rmvpe_file() is None
-    with pytest.raises(ValueError, match=r"setting content: .* hubert_base.pt"):
+    with pytest.raises(ValueError, match=r"setting content: .* weights fetch contentvec"):
         read.content_file()
-    (tmp_path / "hubert_base.pt").touch()
-    assert read.content_file() == tmp_path / "hubert_base.pt"
-    (tmp_path / "rmvpe.pt").touch()
-    assert read.rmvpe_file() == tmp_path / "rmvpe.pt"
+    content, rmvpe = tmp_path / "hubert_base.pt", tmp_path / "rmvpe.pt"
+    content.write_bytes(b"content")
+    rmvpe.write_bytes(b"rmvpe")
+    for find in (read.content_file, read.rmvpe_file):
+        with pytest.raises(ValueError, match="damaged"):
+            find()
+    monkeypatch.setenv("CONTRAFACT_WEIGHTS_REGISTRY", str(registry(tmp_path, contentvec=content, rmvpe=rmvpe)))
+    assert (read.content_file(), read.rmvpe_file()) == (content, rmvpe)
+    rmvpe.write_bytes(b"other")  # of the same size
+    with pytest.raises(ValueError, match=r"setting rmvpe: .* damaged .*wrong sha256"):
+        read.rmvpe_file()
+    assert settings(content=str(rmvpe)).content_file() == rmvpe  # who names a file means it
 
 
 def test_settings_are_read_and_checked(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

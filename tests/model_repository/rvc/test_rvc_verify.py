@@ -96,7 +96,18 @@ def hostile(kind: str, sound: dict[str, Any], mark: Path) -> bytes:
     weights = sound["weight"]
     nan = {**weights, "dec.conv_pre.bias": torch.full_like(weights["dec.conv_pre.bias"], float("nan"))}
     good = saved(sound)
+
+    def sized(**changes: Any) -> bytes:
+        """With other entries of its config, by their places."""
+        config = {**dict(enumerate(sound["config"])), **{int(at[1:]): value for at, value in changes.items()}}
+        return saved({**sound, "config": list(config.values())})
+
     files: dict[str, Any] = {
+        "fast": lambda: sized(_12=[64, 64, 16], _14=[128, 128, 32], _17=6_553_600),
+        "endless": lambda: sized(_17=float("inf")),
+        "wide": lambda: sized(_13=2048),
+        "many blocks": lambda: sized(_10=[1] * 8, _11=[[1] * 8] * 8, _13=512),
+        "far": lambda: sized(_10=[31], _11=[[32] * 8]),
         "bomb": lambda: saved({**sound, "info": Bomb(f"touch {mark}")}),
         "raw bomb": lambda: pickle.dumps(Bomb(f"touch {mark}")),
         "bomb in an archive": lambda: archive(pickle.dumps(Bomb(f"touch {mark}"), protocol=2)),
@@ -137,6 +148,11 @@ def hostile(kind: str, sound: dict[str, Any], mark: Path) -> bytes:
         ("huge tensor", "WRONG_SHAPES"),
         ("not a voice", "WRONG_FORMAT"),
         ("deep", "WRONG_FORMAT"),
+        ("fast", "WRONG_FORMAT"),
+        ("endless", "WRONG_FORMAT"),
+        ("wide", "TOO_LARGE"),
+        ("many blocks", "TOO_LARGE"),
+        ("far", "TOO_LARGE"),
     ],
 )
 def test_hostile_weights_are_refused(kind: str, reason: str, sound: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from model_repository.rvc import checkpoint
 from model_repository.rvc.checkpoint import CheckpointError
 from model_repository.rvc.retrieval import Index
-from model_repository.rvc.voice import load, try_out
+from model_repository.rvc.voice import load, out_of_memory, try_out
 from tests.model_repository.rvc.conftest import tiny_file, tiny_voice
 
 File = dict[str, Any]
@@ -63,6 +63,7 @@ def test_real_kinds_of_files_load(sound: File, fixtures: Path) -> None:
         "version": "v1", "rate": 32_000, "f0": True, "speakers": 4, "vectors": 1000, "bytes": 0, "info": "tiny",
     }  # fmt: skip
     try_out(one)
+    assert 2 <= (one.bytes - load(saved(sound)).bytes) / (1000 * 256 * 4) < 2.1  # faiss has a copy of the vectors
     bare = {key: value for key, value in sound.items() if key not in ("version", "f0", "info", "sr")}
     assert load(saved(bare)).describe() == load(saved(sound)).describe() | {"info": ""}
     singles = {name: tensor.float() for name, tensor in sound["weight"].items()}
@@ -232,6 +233,14 @@ def test_wrong_weights_are_refused(sound: File) -> None:
         cases.append(({**sound, "config": config}, "WRONG_FORMAT"))
     for file, reason in cases:
         assert refusal(saved(file)).reason == reason
+
+
+def test_want_of_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 50)
+    assert out_of_memory(error.value)
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("sizes differ"))
 
 
 def test_indexes_that_lie_are_refused(fixtures: Path, sound: File) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 
-from contrafact._errors import REQUEST_ID_KEY, Unavailable, from_rpc
+from contrafact._errors import REQUEST_ID_KEY, Unavailable, client_closed, from_rpc
 from contrafact._retry import Retry
 from contrafact.v1.cover_pb2_grpc import CoverServiceStub
 from contrafact.v1.job_pb2_grpc import JobServiceStub
@@ -211,7 +211,7 @@ class Connection:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise Unavailable("the client is closed", reason="CLIENT_CLOSED")
+            raise client_closed()
 
     async def close(self) -> None:
         """Close the channel and end its calls, for good."""

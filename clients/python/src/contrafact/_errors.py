@@ -181,6 +181,11 @@ _BY_STATUS: dict[str, type[ContrafactError]] = {
 }
 
 
+def client_closed() -> Unavailable:
+    """Return the error of a call that its client's close ended, or that comes after it."""
+    return Unavailable("the client is closed", reason="CLIENT_CLOSED")
+
+
 def from_rpc(error: Any, request_id: str = "") -> ContrafactError:
     """Make one of the errors above from a gRPC error, reading the google.rpc details it carries.
 

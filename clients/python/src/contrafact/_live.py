@@ -65,8 +65,8 @@ class LiveVoice:
                 speaker.write(block)
 
     Blocks are bytes: mono float32, little-endian. In all they have as many frames as were sent. A broken
-    connection ends the stream: what the server knew of the voice is lost with it. A cold voice is loaded before
-    its first block comes back; after about a minute the server gives that up with Unavailable,
+    connection ends the stream: what the server knew of the voice is lost with it. A cold voice is loaded
+    before its first block comes back; after about a minute the server gives that up with Unavailable,
     VOICE_UNAVAILABLE. Blocks have no deadline of their own: a dead peer is found by keepalive. A cancelled
     wait for a block loses nothing: the next wait gets it.
 

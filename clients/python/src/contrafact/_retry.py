@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from contrafact._errors import ContrafactError
+from contrafact._errors import ContrafactError, client_closed
 
 if TYPE_CHECKING:
     from contrafact._channel import Connection
@@ -47,16 +47,14 @@ class Attempts:
         self._failures = 0
 
     async def failed(self, error: ContrafactError) -> None:
-        """Wait before the next attempt, or raise ``error`` when there should be none.
-
-        There is none after the connection was closed: that ended the call.
-        """
+        """Wait before the next attempt, or raise ``error`` when there should be none."""
         broken = (
             error.status == "INTERNAL" and "RST_STREAM" in error.message
         )  # how a cut looks behind a proxy
         self._failures += 1
-        resumable = (broken or error.status in self._resumable) and not self._connection.closed
-        if not resumable or self._failures >= self._retry.attempts:
+        if not (broken or error.status in self._resumable) or self._failures >= self._retry.attempts:
             raise error
+        if self._connection.closed:
+            raise client_closed() from None
         longest = min(self._retry.longest, self._retry.first * 2 ** (self._failures - 1))
         await asyncio.sleep(max(error.retry_after, random.uniform(longest / 2, longest)))

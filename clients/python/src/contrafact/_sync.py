@@ -29,8 +29,7 @@ class SyncClient(SyncVoiceMethods):
         with SyncClient() as client:
             track = client.upload("song.flac")
 
-    Progress callbacks are called in the client's own thread, where its methods raise RuntimeError. So they do
-    after :meth:`close`.
+    Progress callbacks are called in the client's own thread, where its methods raise RuntimeError.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class SyncClient(SyncVoiceMethods):
         self._loop.run(self._client.connect(timeout))
 
     def close(self) -> None:
-        """Close the connection, end the client's thread, and end what other threads wait for with an error."""
+        """Close the connection and end the client's thread; calls in other threads raise Unavailable."""
         if self._loop.running:
             self._loop.run(self._client.close())
             self._loop.stop()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from contrafact._errors import client_closed
+
 T = TypeVar("T")
+
+INSIDE = "a callback in the client's own thread cannot call the client"
 
 
 class Loop:
@@ -16,19 +21,15 @@ class Loop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._stopped = False
-        self._lock = threading.Lock()  # nothing may be given to the loop after its stop
+        # Nothing may be given to the loop after its stop; reentrant, for a generator may be collected inside.
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._turn, name="contrafact", daemon=True)
         self._thread.start()
 
     def _turn(self) -> None:
         """Run until the stop, then cancel what is left, so that nobody waits for it for ever."""
-        self._loop.run_forever()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
 
     @property
     def running(self) -> bool:
@@ -39,20 +40,19 @@ class Loop:
         """Run a coroutine to its end; an interrupted caller cancels it.
 
         Raises:
-            RuntimeError: the loop has been stopped, or this is its own thread, where waiting would never end.
-            concurrent.futures.CancelledError: the loop was stopped before the end.
+            RuntimeError: this is the loop's own thread, where waiting would never end.
+            Unavailable: the loop has been stopped, or is stopped meanwhile.
         """
         with self._lock:
-            if self._stopped or threading.current_thread() is self._thread:
+            inside = threading.current_thread() is self._thread
+            if inside or self._stopped:
                 work.close()
-                raise RuntimeError(
-                    "the client is closed"
-                    if self._stopped
-                    else "a progress callback runs in the client's own thread, and cannot call the client"
-                )
+                raise RuntimeError(INSIDE) if inside else client_closed()
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise client_closed() from None
         except BaseException:
             future.cancel()
             raise

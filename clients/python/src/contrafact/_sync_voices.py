@@ -73,11 +73,10 @@ async def _in_a_thread(blocks: Iterable[Buffer]) -> AsyncGenerator[Buffer, None]
     Its thread may be stuck in the iterable for good, so it is one that Python does not wait for at its exit.
     """
     wanted: queue.SimpleQueue[Future[Buffer | None] | None] = queue.SimpleQueue()
+    iterator = iter(blocks)
 
     def take() -> None:
-        iterator = iter(blocks)
         while (answer := wanted.get()) is not None:
-            answer.set_running_or_notify_cancel()  # from here on it cannot be cancelled
             try:
                 answer.set_result(next(iterator, None))
             except BaseException as error:
@@ -87,6 +86,7 @@ async def _in_a_thread(blocks: Iterable[Buffer]) -> AsyncGenerator[Buffer, None]
     try:
         while True:
             answer: Future[Buffer | None] = Future()
+            answer.set_running_or_notify_cancel()  # else a cancelled wait would cancel it under the thread
             wanted.put(answer)
             if (block := await asyncio.wrap_future(answer)) is None:
                 return
@@ -187,6 +187,6 @@ class SyncVoiceMethods:
     def convert_voice(
         self, voice: Voice | str, blocks: Iterable[Buffer], sample_rate: int, **options: Any
     ) -> SyncLiveVoice:
-        """See :meth:`contrafact.Client.convert_voice`; ``blocks`` are taken in a thread of their own, and may block."""
+        """See :meth:`contrafact.Client.convert_voice`; ``blocks`` are taken in a thread, and may block."""
         live = self._client.convert_voice(voice, _in_a_thread(blocks), sample_rate, **options)
         return SyncLiveVoice(self._loop, live)

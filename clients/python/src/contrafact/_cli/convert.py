@@ -102,7 +102,7 @@ async def _pipe(client: Client, voice: str, rate: int, settings: dict[str, Any])
     """Convert standard input to standard output."""
     async with client.convert_voice(voice, _whole_samples(), rate, **settings) as live:
         delay = f"{live.delay_seconds:.2f} s later"
-        typer.echo(f"listening; the voice comes {delay}, at first once it is loaded", err=True)
+        typer.echo(f"listening; the voice comes {delay}, a cold one once it is loaded", err=True)
         async for block in live:
             await write_out(block)
 
