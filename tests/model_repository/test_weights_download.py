@@ -349,7 +349,7 @@ def test_a_terminated_fetch_ends_the_hubs_process(place: Place, remote: Remote) 
     assert len(children) == 1
     process.terminate()
     assert process.wait(10) == 130
-    assert not Path(f"/proc/{children[0]}").exists()
+    wait_for(lambda: not Path(f"/proc/{children[0]}").exists())  # its new parent must reap it first
     place.assert_clean()
 
 

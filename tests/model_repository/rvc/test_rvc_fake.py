@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT / "model_repository" / "rvc"
 FAKE = ROOT / "tests" / "fixtures" / "model_repository"
-LOAD_SECONDS = 0.3
+LOAD_SECONDS = 1.0
 DEFAULT = Geometry()
 CHUNK = 0.2 * np.sin(np.arange(DEFAULT.samples) / 10).astype(np.float32)
 
@@ -131,7 +131,8 @@ def test_the_gpu_config_differs_only_in_batching_and_placement() -> None:
     assert {line.split()[0] for line in lines(REAL / "config.pbtxt") ^ lines(REAL / "configs" / "gpu.pbtxt")} == {
         "max_batch_size:",
         "instance_group",
-        "max_queue_delay_microseconds:",
+        "priority_levels:",
+        "default_priority_level:",
     }
 
 

@@ -246,7 +246,7 @@ def test_weights_are_found_in_their_folder(settings: Any, tmp_path: Path, monkey
     read = settings.read({})
     assert Path(read.voices) == tmp_path / "rvc-voices"
     assert read.rmvpe_file() is None
-    with pytest.raises(ValueError, match=r"setting content: .* weights fetch contentvec"):
+    with pytest.raises(ValueError, match=r"setting content: .*weights fetch contentvec"):
         read.content_file()
     content, rmvpe = tmp_path / "hubert_base.pt", tmp_path / "rmvpe.pt"
     content.write_bytes(b"content")
