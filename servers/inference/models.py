@@ -7,6 +7,12 @@ from __future__ import annotations
 SEPARATION_MODELS = {"htdemucs": "1"}
 VOICE_MODELS = {"rvc": "1"}
 
+
+def versioned(model: str) -> str:
+    """The name of a separation model with its version, by which results are named, as in ``htdemucs-1``."""
+    return f"{model}-{SEPARATION_MODELS[model]}"
+
+
 # Input and its shape, of a question that a model answers without computing anything: whether its process lives.
 _SEPARATION_PROBE = ("mix", (2, 1))
 _VOICE_PROBE = ("audio", (1,))

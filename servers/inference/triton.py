@@ -29,8 +29,6 @@ Samples = NDArray[np.float32]
 
 CONTROL_SECONDS = 10.0
 REGION_PREFIX = "contrafact-"
-# A Triton that was restarted is found again soon; gRPC would wait for up to two minutes between attempts.
-_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
 
 
 class Region:
@@ -132,7 +130,7 @@ class Triton:
     """A client of one Triton server; use it as an asynchronous context manager."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = InferenceServerClient(settings.triton_url, channel_args=[*CHANNEL_OPTIONS, *_RECONNECT])
+        self._client = InferenceServerClient(settings.triton_url, channel_args=CHANNEL_OPTIONS)
         self._sharing: Literal["auto", "on", "off"] = settings.shared_memory
         self._free: dict[tuple[int, int], list[Region]] = {}
         self._regions: set[Region] = set()

@@ -12,7 +12,6 @@ import numpy as np
 
 from servers.inference.keeper import ModelKeeper
 from servers.inference.triton import Question, Triton, TritonError
-from servers.platform.settings import Settings
 
 CONTROL_SECONDS = 20.0  # half of it in the queue: a chunk on a slow CPU takes seconds
 
@@ -37,7 +36,7 @@ class VoiceModel:
     They wait behind the chunk that the model converts, so a slow one can be DEADLINE_EXCEEDED although all is well.
     """
 
-    def __init__(self, triton: Triton, keeper: ModelKeeper, settings: Settings) -> None:
+    def __init__(self, triton: Triton, keeper: ModelKeeper) -> None:
         self._triton = triton
         self._keeper = keeper
 

@@ -54,7 +54,7 @@ async def work(config: Settings) -> None:
         store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
         if config.webhook_urls:
             await stack.enter_async_context(WebhookDeliverer(pool, store, config))
-        voice_model = VoiceModel(triton, voice_keeper, config)
+        voice_model = VoiceModel(triton, voice_keeper)
         voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
         await stack.enter_async_context(VoiceReconciler(pool, objects, voice_store, voice_model, reports, config))
         mixer = await stack.enter_async_context(Mixer(config))

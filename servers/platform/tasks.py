@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -63,6 +63,14 @@ class Background(ABC):
     ) -> None:
         if self._task is not None:
             await stopped(self._task)
+
+
+class Streams(AsyncExitStack):
+    """Streams made of one another, closed in the opposite order when the context ends."""
+
+    async def opened(self, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """``stream``, from now on to be closed."""
+        return await self.enter_async_context(aclosing(stream))
 
 
 @dataclass(frozen=True, slots=True)

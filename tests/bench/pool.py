@@ -66,7 +66,7 @@ async def hall(folder: Path, **options: Any) -> AsyncIterator[Hall]:
         async with Watched(settings) as triton:
             keeper = ModelKeeper(triton, settings.voice_model, settings)
             await keeper.wait()
-            model = VoiceModel(triton, keeper, settings)
+            model = VoiceModel(triton, keeper)
             yield Hall(stack, triton, model, Converter(triton, keeper, settings), objects)
         await objects.close()
 

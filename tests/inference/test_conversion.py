@@ -178,7 +178,7 @@ async def test_silence_is_not_asked_of_the_model(converter: Converter, voice: Vo
 async def test_a_cold_voice_is_waited_for(
     converter: Converter, voice: VoiceFiles, triton: Triton, keeper: ModelKeeper, voice_settings: Settings
 ) -> None:
-    model = VoiceModel(triton, keeper, voice_settings)
+    model = VoiceModel(triton, keeper)
     assert str(voice.id) not in {entry["voice"] for entry in (await model.report())["voices"]}
     await convert(converter, noise(1.0, 16_000), voice)
     (entry,) = (entry for entry in (await model.report())["voices"] if entry["voice"] == str(voice.id))

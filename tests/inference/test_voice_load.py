@@ -52,7 +52,7 @@ async def hall(voice_stack: Stack) -> AsyncIterator[Hall]:
     async with Watched(settings) as triton:
         keeper = ModelKeeper(triton, settings.voice_model, settings)
         await keeper.wait()
-        yield Hall(triton, VoiceModel(triton, keeper, settings), Converter(triton, keeper, settings), voices)
+        yield Hall(triton, VoiceModel(triton, keeper), Converter(triton, keeper, settings), voices)
     await objects.close()
 
 

@@ -80,7 +80,7 @@ async def objects(pool_settings: Settings) -> AsyncIterator[ObjectStore]:
 async def model(pool_settings: Settings) -> AsyncIterator[VoiceModel]:
     """The model itself."""
     async with Triton(pool_settings) as triton:
-        yield VoiceModel(triton, ModelKeeper(triton, pool_settings.voice_model, pool_settings), pool_settings)
+        yield VoiceModel(triton, ModelKeeper(triton, pool_settings.voice_model, pool_settings))
 
 
 class Api:

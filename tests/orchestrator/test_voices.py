@@ -514,7 +514,7 @@ async def test_objects_without_a_row_are_removed(settings: Settings, pool: Pool,
     await objects.put("voices/no id at all/sample", b"orphan")
     redis = connect_redis(settings)
     async with Triton(settings) as triton:
-        model = VoiceModel(triton, ModelKeeper(triton, settings.voice_model, settings), settings)
+        model = VoiceModel(triton, ModelKeeper(triton, settings.voice_model, settings))
         reports, store = PoolReports(redis, model), VoiceStore(pool)
         await VoiceReconciler(pool, objects, store, model, reports, settings).remove_orphans()
     await redis.aclose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from contextlib import AsyncExitStack
 from types import ModuleType
@@ -49,6 +48,7 @@ from servers.platform import telemetry
 from servers.platform.scratch import scratch
 from servers.platform.server import Server, Service, until_signalled
 from servers.platform.settings import Settings, settings
+from servers.platform.tasks import stopped
 from servers.storage.database import connect
 from servers.storage.objects import ObjectStore
 from servers.storage.outages import OUTAGES
@@ -77,7 +77,7 @@ async def serve(config: Settings) -> None:
         jobs = JobService(store, events, hub)
         # Workers keep the model loaded; a live voice that fails may have it loaded again from here, too.
         voice_keeper = ModelKeeper(triton, config.voice_model, config)
-        voice_model = VoiceModel(triton, voice_keeper, config)
+        voice_model = VoiceModel(triton, voice_keeper)
         voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
         importer = Importer(pool, objects, voice_store, config)
         voices = VoiceService(objects, voice_store, store, importer, voice_model, reports)
@@ -105,9 +105,7 @@ async def serve(config: Settings) -> None:
         try:
             await until_signalled()
         finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await stopped(watching)
 
 
 def _service(name: str, messages: ModuleType, stubs: ModuleType, servicer: object) -> Service:

@@ -18,7 +18,7 @@ from servers.inference.conversion import Converter, VoiceUnavailable
 from servers.inference.keeper import ModelUnavailable
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
-from servers.orchestrator.api.voices import check_method, find_voice
+from servers.orchestrator.api.voices import check_conversion, find_voice
 from servers.orchestrator.voices.parameters import completed, model_parameters
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore, files_of
@@ -76,12 +76,9 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
         """The voice and the stream that are asked for, or a refusal."""
         voice = await find_voice(self._voices, config.voice)
         conversion = completed(config.conversion)
-        if conversion.speaker >= voice["speakers"]:
-            message = f"the voice has speakers 0 to {voice['speakers'] - 1}"
-            raise invalid("UNKNOWN_SPEAKER", message, "config.conversion.speaker")
         if conversion.pitch_method == conversion_pb2.PITCH_METHOD_PYIN:
             raise invalid("TOO_SLOW_FOR_LIVE", "pyin is too slow for live voices", "config.conversion.pitch_method")
-        await check_method(self._reports, conversion)
+        await check_conversion(conversion, voice, self._reports, "config.conversion")
         stream = LiveStream(
             config.sample_rate,
             model_parameters(conversion, conversion.semitones),

@@ -8,8 +8,7 @@ from uuid import UUID
 from contrafact.v1 import audio_pb2, cover_pb2, cover_pb2_grpc, job_pb2
 from google.protobuf import json_format
 
-from servers.inference.models import SEPARATION_MODELS
-from servers.orchestrator.api.creation import JobCreator
+from servers.orchestrator.api.creation import JobCreator, complete
 from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
 from servers.orchestrator.api.live import ended_without, read_growing
 from servers.orchestrator.api.resources import (
@@ -20,7 +19,7 @@ from servers.orchestrator.api.resources import (
     resource_id,
     write_token,
 )
-from servers.orchestrator.api.voices import check_method, find_voice
+from servers.orchestrator.api.voices import check_conversion, find_voice
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.events import BEGINNING, EventHub
 from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
@@ -77,22 +76,16 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
     ) -> cover_pb2.CreateCoverResponse:
         spec = job_pb2.CoverSpec()
         spec.CopyFrom(request.spec)
-        spec.model = spec.model or self._settings.model
-        spec.format = spec.format or audio_pb2.AUDIO_FORMAT_FLAC
+        complete(spec, self._settings)
         spec.conversion.CopyFrom(completed(spec.conversion))
         spec.mix.CopyFrom(completed_mix(spec.mix))
-        if spec.model not in SEPARATION_MODELS:
-            raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
 
         async def resources() -> tuple[UUID, UUID]:
             track, voice = await find_track(self._pool, spec.track), await find_voice(self._voices, spec.voice)
             if track["sample_rate"] < LOWEST_RATE:
                 message = f"a track of {track['sample_rate']} Hz cannot be covered; {LOWEST_RATE} Hz are needed"
                 raise precondition("TRACK_RATE_TOO_LOW", message)
-            await check_method(self._reports, spec.conversion)
-            if spec.conversion.speaker >= voice["speakers"]:
-                message = f"the voice has speakers 0 to {voice['speakers'] - 1}"
-                raise invalid("UNKNOWN_SPEAKER", message, "spec.conversion.speaker")
+            await check_conversion(spec.conversion, voice, self._reports, "spec.conversion")
             if spec.conversion.auto_octave and voice["pitch_median"] is None:
                 message = "the voice's pitch is not known; import it with a sample, or set its pitch_range"
                 raise precondition("VOICE_PITCH_UNKNOWN", message)

@@ -7,17 +7,27 @@ from uuid import UUID
 
 import asyncpg
 import grpc
-from contrafact.v1 import job_pb2
+from contrafact.v1 import audio_pb2, job_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from servers.inference.models import SEPARATION_MODELS
 from servers.orchestrator.api.jobs import describe
 from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
 from servers.orchestrator.jobs.store import JobStore, NewJob
 from servers.platform import telemetry
-from servers.platform.errors import ApiError
+from servers.platform.errors import ApiError, invalid
 from servers.platform.identity import principal
+from servers.platform.settings import Settings
 from servers.storage.database import Row
+
+
+def complete(spec: job_pb2.SeparationSpec | job_pb2.CoverSpec, settings: Settings) -> None:
+    """Write down the default model and format; INVALID_ARGUMENT if there is no such model."""
+    spec.model = spec.model or settings.model
+    spec.format = spec.format or audio_pb2.AUDIO_FORMAT_FLAC
+    if spec.model not in SEPARATION_MODELS:
+        raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
 
 
 class JobCreator:

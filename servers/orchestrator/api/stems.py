@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from contrafact.v1 import audio_pb2, job_pb2, stem_pb2, stem_pb2_grpc
+from contrafact.v1 import job_pb2, stem_pb2, stem_pb2_grpc
 from google.protobuf import json_format
 
-from servers.inference.models import SEPARATION_MODELS
-from servers.orchestrator.api.creation import JobCreator
+from servers.orchestrator.api.creation import JobCreator, complete
 from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
 from servers.orchestrator.api.live import ended_without, read_growing
 from servers.orchestrator.api.resources import (
@@ -71,12 +70,9 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
     ) -> stem_pb2.CreateSeparationResponse:
         spec = job_pb2.SeparationSpec()
         spec.CopyFrom(request.spec)
-        spec.model = spec.model or self._settings.model
-        spec.format = spec.format or audio_pb2.AUDIO_FORMAT_FLAC
+        complete(spec, self._settings)
         if not spec.stems:
             spec.stems.extend(messages.STEMS[stem] for stem in DEFAULT_STEMS)
-        if spec.model not in SEPARATION_MODELS:
-            raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
 
         async def resources() -> tuple[UUID, None]:
             return (await find_track(self._pool, spec.track))["id"], None

@@ -44,10 +44,18 @@ async def find_voice(store: VoiceStore, name: str) -> Row:
     return row
 
 
-async def check_method(reports: PoolReports, conversion: conversion_pb2.Conversion) -> None:
-    """FAILED_PRECONDITION if the model is known to lack the weights that the pitch method needs."""
-    method, report = pitch_method(conversion), await reports.last()
-    if method and report is not None and method not in report["methods"]:
+async def check_conversion(conversion: conversion_pb2.Conversion, voice: Row, reports: PoolReports, field: str) -> None:
+    """Refuse what this voice, or the model, is known not to do; ``field`` is the conversion's in the request.
+
+    INVALID_ARGUMENT: it has no such speaker. FAILED_PRECONDITION: the pitch method's weights are not there.
+    """
+    if conversion.speaker >= voice["speakers"]:
+        raise invalid("UNKNOWN_SPEAKER", f"the voice has speakers 0 to {voice['speakers'] - 1}", f"{field}.speaker")
+    method = pitch_method(conversion)
+    if not method:  # the model's best, whatever that is
+        return
+    report = await reports.last()
+    if report is not None and method not in report["methods"]:
         message = f"there are no weights for {method} here; there are: {', '.join(report['methods'])}"
         raise precondition("PITCH_METHOD_UNAVAILABLE", message)
 

@@ -20,8 +20,6 @@ from servers.platform.server import CHANNEL_OPTIONS
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end, together
 
-# A mixer that was restarted is found again soon; gRPC would wait for up to two minutes between attempts.
-_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
 _MAX_READ_AHEAD_FRAMES = 4_194_304  # the server's own bound
 # A mix takes as long as its slowest input: this only ends what would never end.
 _DEADLINE_SECONDS, _DEADLINE_FACTOR = 3600.0, 20.0
@@ -60,7 +58,7 @@ class Mixer:
         self._channel: grpc.Channel
 
     async def __aenter__(self) -> Self:
-        self._channel = grpc.insecure_channel(self._url, options=[*CHANNEL_OPTIONS, *_RECONNECT])
+        self._channel = grpc.insecure_channel(self._url, options=CHANNEL_OPTIONS)
         return self
 
     async def __aexit__(

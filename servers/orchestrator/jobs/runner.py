@@ -21,6 +21,7 @@ from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
 from servers.orchestrator.jobs.store import JobStore, LeaseLost
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import stopped
 from servers.storage.database import Row
 from servers.storage.outages import OUTAGES
 
@@ -198,9 +199,7 @@ class Runner:
             return await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
         finally:
             del self._running[work]
-            beating.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await beating
+            await stopped(beating)
         if not why:
             return await self._finish(run, "SUCCEEDED")
         if why[0] is _Stop.CANCELLED:

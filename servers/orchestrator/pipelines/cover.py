@@ -9,17 +9,17 @@ from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
 from servers.inference.keeper import ModelKeeper
-from servers.inference.models import SEPARATION_MODELS
+from servers.inference.models import versioned
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
-from servers.media.encode import AudioFormat, Encoder
+from servers.media.encode import AudioFormat
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.cover_stream import CoverStream, Engines
 from servers.orchestrator.pipelines.covers import Covers, cover_id
 from servers.orchestrator.pipelines.failures import told_to_the_caller
-from servers.orchestrator.pipelines.growing import GrowingFile
-from servers.orchestrator.pipelines.recordings import FETCHED, Recordings, channels
+from servers.orchestrator.pipelines.growing import GrowingFile, GrowingFiles
+from servers.orchestrator.pipelines.recordings import FETCHED, Recordings
 from servers.orchestrator.pipelines.stems import Stems
 from servers.orchestrator.voices.store import VoiceStore, files_of
 from servers.storage.database import Pool, Row
@@ -43,8 +43,7 @@ class CoverPipeline:
         voices: VoiceModel,
         voice_store: VoiceStore,
     ) -> None:
-        self._pool = pool
-        self._objects = objects
+        self._files = GrowingFiles(pool, objects)
         self._recordings = recordings
         self._stems = stems
         self._covers = Covers(pool, objects)
@@ -67,13 +66,13 @@ class CoverPipeline:
         identity = cover_id(run.row["owner"], recording["sha256"], voice, spec)
         if await self._covers.take(run, identity):
             return
-        sha256, model = recording["sha256"], f"{spec.model}-{SEPARATION_MODELS[spec.model]}"
+        sha256, model = recording["sha256"], versioned(spec.model)
         stored = await self._stems.exact(sha256, model, "vocals")
-        cover = self._growing(run, recording, "cover", messages.audio_format(spec.format), _tags(recording, voice))
+        cover = self._files.new(run, recording, "cover", messages.audio_format(spec.format), _tags(recording, voice))
         with told_to_the_caller():
             async with self._recordings.fetched(run, recording, *([stored["object_key"]] if stored else [])) as files:
                 vocals: GrowingFile | Path
-                vocals = files[1] if files[1:] else self._growing(run, recording, "vocals", AudioFormat.FLAC)
+                vocals = files[1] if files[1:] else self._files.new(run, recording, "vocals", AudioFormat.FLAC)
                 await self._load(run, voice, separating=isinstance(vocals, GrowingFile))
                 stream = CoverStream(self._engines, run, spec, recording, voice, files[0], vocals)
                 async with aclosing(stream.blocks()) as blocks:
@@ -95,18 +94,6 @@ class CoverPipeline:
             await self._voices.warm(files_of(voice))
         if separating:
             await self._keeper.wait()
-
-    def _growing(
-        self, run: JobRun, recording: Row, name: str, audio_format: AudioFormat, tags: dict[str, str] | None = None
-    ) -> GrowingFile:
-        encoder = Encoder(
-            audio_format,
-            sample_rate=recording["sample_rate"],
-            channels=channels(recording),
-            frames=recording["frames"],
-            tags=tags,
-        )
-        return GrowingFile(run, self._pool, self._objects, name, audio_format, encoder)
 
 
 def _tags(recording: Row, voice: Row) -> dict[str, str]:

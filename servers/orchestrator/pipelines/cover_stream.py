@@ -10,10 +10,9 @@ Each is read at its own pace: what is not converted yet waits, at most half a mi
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from contrafact.engine.v1 import mixer_pb2
@@ -30,12 +29,11 @@ from servers.orchestrator.pipelines.octave import Listening
 from servers.orchestrator.pipelines.recordings import FrameReader, channels, separated
 from servers.orchestrator.voices.parameters import model_parameters, pitch_method
 from servers.orchestrator.voices.store import files_of
-from servers.platform.tasks import unzipped
+from servers.platform.tasks import Streams, unzipped
 from servers.storage.database import Row
 
 VOCALS, INSTRUMENTAL, SINGER = "vocals", "instrumental", "singer"  # inputs of the mix
 STEPS = np.float32(1 << 23)  # of a stored stem: 24 bits
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +85,15 @@ class CoverStream:
 
     async def blocks(self) -> AsyncGenerator[Block, None]:
         """The mix, in order; close it."""
-        async with AsyncExitStack() as streams:
-
-            async def opened(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-                return await streams.enter_async_context(aclosing(stream))
-
-            rows = await opened(self._rows(await opened(self._vocals_blocks())))
+        async with Streams() as streams:
+            rows = await streams.opened(self._rows(await streams.opened(self._vocals_blocks())))
             if self._spec.conversion.auto_octave:
-                rows = await opened(await self._shifted(rows))
+                rows = await streams.opened(await self._shifted(rows))
             spec = self._mix_spec()
             columns = await streams.enter_async_context(unzipped(rows, len(spec.inputs)))
-            inputs = dict(zip((VOCALS, INSTRUMENTAL, SINGER), columns, strict=False))
-            inputs[VOCALS] = await opened(self._converted(inputs[VOCALS]))
-            async for part in await opened(self._engines.mixer.mix(spec, inputs)):
+            inputs = dict(zip((given.name for given in spec.inputs), columns, strict=True))
+            inputs[VOCALS] = await streams.opened(self._converted(inputs[VOCALS]))
+            async for part in await streams.opened(self._engines.mixer.mix(spec, inputs)):
                 if isinstance(part, Block):
                     yield part
                 else:
@@ -134,7 +128,7 @@ class CoverStream:
                 mono = Block(block.samples.mean(axis=0, keepdims=True), block.sample_rate, block.start)
                 rest = await original.take(block.frames) - block.samples
                 instrumental = Block(rest, block.sample_rate, block.start)
-                yield (mono, instrumental, block)[: len(self._mix_spec().inputs)]
+                yield (mono, instrumental, block) if self._spec.mix.match_loudness else (mono, instrumental)
 
     async def _shifted(self, rows: AsyncIterator[tuple[Block, ...]]) -> AsyncGenerator[tuple[Block, ...], None]:
         """The same rows, after the octave was found in their beginning."""

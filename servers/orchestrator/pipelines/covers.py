@@ -9,7 +9,7 @@ from contrafact.engine.v1 import mixer_pb2
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
-from servers.inference.models import SEPARATION_MODELS, VOICE_MODELS
+from servers.inference.models import VOICE_MODELS, versioned
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.growing import GrowingFile
@@ -28,7 +28,7 @@ def cover_id(owner: str, sha256: str, voice: Row, spec: job_pb2.CoverSpec) -> UU
     parts = [
         owner,
         sha256,
-        f"{spec.model}-{SEPARATION_MODELS[spec.model]}",
+        versioned(spec.model),
         *(f"{model}-{version}" for model, version in VOICE_MODELS.items()),
         str(voice["id"]),
         voice["weights_sha256"],

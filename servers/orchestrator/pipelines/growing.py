@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from contrafact.v1 import audio_pb2, job_pb2
@@ -12,12 +13,34 @@ from numpy.typing import NDArray
 from servers.media.encode import AudioFormat, Encoder
 from servers.orchestrator.jobs.messages import STEMS
 from servers.orchestrator.jobs.runner import JobRun
+from servers.orchestrator.pipelines.recordings import channels
 from servers.storage import keys
-from servers.storage.database import Pool
+from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectStore
 
 # Encoders and containers hold back less than this: frames before it can be decoded for certain.
 CODEC_DELAY_FRAMES = 16_384
+
+
+class GrowingFiles:
+    """Makes them."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore) -> None:
+        self._pool = pool
+        self._objects = objects
+
+    def new(
+        self, run: JobRun, recording: Row, name: str, audio_format: AudioFormat, tags: Mapping[str, str] | None = None
+    ) -> GrowingFile:
+        """One as long as ``recording``, at its rate, with as many channels as results of it have."""
+        encoder = Encoder(
+            audio_format,
+            sample_rate=recording["sample_rate"],
+            channels=channels(recording),
+            frames=recording["frames"],
+            tags=tags,
+        )
+        return GrowingFile(run, self._pool, self._objects, name, audio_format, encoder)
 
 
 class GrowingFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from servers.media.resample import resample, resampled_frames
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.tasks import Streams
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
@@ -78,20 +79,14 @@ async def separated(
     rate, frames = recording["sample_rate"], recording["frames"]
     level = Level(recording["mean"], recording["std"])
     model_frames = max(1, resampled_frames(frames, rate, SAMPLE_RATE))
-    async with AsyncExitStack() as streams:
-        decoded = decode(source)
-        streams.push_async_callback(decoded.aclose)
-        resampled = resample(decoded, SAMPLE_RATE, frames=model_frames)
-        streams.push_async_callback(resampled.aclose)
-        stereo = _stereo(resampled)
-        streams.push_async_callback(stereo.aclose)
+    async with Streams() as streams:
+        decoded = await streams.opened(decode(source))
+        track = await streams.opened(_stereo(await streams.opened(resample(decoded, SAMPLE_RATE, frames=model_frames))))
         name = f"{run.id}/{run.attempt}"
-        segments = separator.separate(stereo, model_frames, level, priority=run.priority, request_id=name)
-        streams.push_async_callback(segments.aclose)
-        side_by_side = _as_blocks(segments)
-        streams.push_async_callback(side_by_side.aclose)
-        blocks = resample(side_by_side, rate, frames=frames)
-        streams.push_async_callback(blocks.aclose)
+        segments = await streams.opened(
+            separator.separate(track, model_frames, level, priority=run.priority, request_id=name)
+        )
+        blocks = await streams.opened(resample(await streams.opened(_as_blocks(segments)), rate, frames=frames))
         async for block in blocks:
             yield {source: _part(block, index, channels(recording)) for index, source in enumerate(SOURCES)}
 

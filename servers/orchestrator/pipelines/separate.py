@@ -9,15 +9,15 @@ from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
 from servers.inference.keeper import ModelKeeper
-from servers.inference.models import SEPARATION_MODELS
+from servers.inference.models import versioned
 from servers.inference.separation import Separator
 from servers.media.decode import decode
-from servers.media.encode import AudioFormat, Encoder
+from servers.media.encode import AudioFormat
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobRun
 from servers.orchestrator.pipelines.failures import told_to_the_caller
-from servers.orchestrator.pipelines.growing import GrowingFile
-from servers.orchestrator.pipelines.recordings import FETCHED, FrameReader, Recordings, channels, separated
+from servers.orchestrator.pipelines.growing import GrowingFile, GrowingFiles
+from servers.orchestrator.pipelines.recordings import FETCHED, FrameReader, Recordings, separated
 from servers.orchestrator.pipelines.stems import Stems
 from servers.platform.tasks import together
 from servers.storage.database import Pool, Row
@@ -40,8 +40,7 @@ class SeparatePipeline:
         separator: Separator,
         keeper: ModelKeeper,
     ) -> None:
-        self._pool = pool
-        self._objects = objects
+        self._files = GrowingFiles(pool, objects)
         self._recordings = recordings
         self._stems = stems
         self._separator = separator
@@ -51,7 +50,7 @@ class SeparatePipeline:
         """Make the stems that the job wants and nobody has made yet."""
         spec = json_format.ParseDict(run.row["spec"], job_pb2.SeparationSpec())
         audio_format = messages.audio_format(spec.format)
-        model = f"{spec.model}-{SEPARATION_MODELS[spec.model]}"
+        model = versioned(spec.model)
         recording = await self._recordings.of(run)
         missing = [
             stem
@@ -72,18 +71,7 @@ class SeparatePipeline:
     async def _separate(
         self, run: JobRun, recording: Row, source: Path, stems: list[str], audio_format: AudioFormat
     ) -> list[GrowingFile]:
-        rate, frames = recording["sample_rate"], recording["frames"]
-        growing = {
-            stem: GrowingFile(
-                run,
-                self._pool,
-                self._objects,
-                stem,
-                audio_format,
-                Encoder(audio_format, sample_rate=rate, channels=channels(recording), frames=frames),
-            )
-            for stem in stems
-        }
+        growing = {stem: self._files.new(run, recording, stem, audio_format) for stem in stems}
         async with (
             aclosing(separated(self._separator, run, recording, source)) as blocks,
             aclosing(decode(source)) as decoded,
@@ -96,6 +84,6 @@ class SeparatePipeline:
                 if original is not None:
                     parts[INSTRUMENTAL] = await original.take(vocals.frames) - vocals.samples
                 await together(*(growing[stem].write(parts[stem]) for stem in stems))
-                await run.progress(FETCHED + (SEPARATED - FETCHED) * vocals.end / frames)
+                await run.progress(FETCHED + (SEPARATED - FETCHED) * vocals.end / recording["frames"])
         await together(*(stem.finish() for stem in growing.values()))
         return list(growing.values())

@@ -35,12 +35,10 @@ class Stems:
             stem,
         )
 
-    async def take(
-        self, run: JobRun, sha256: str, model: str, stem: str, audio_format: AudioFormat, *, announce: bool = True
-    ) -> Row | None:
+    async def take(self, run: JobRun, sha256: str, model: str, stem: str, audio_format: AudioFormat) -> Row | None:
         """Make a stored stem one of the job's; None: it is not stored."""
         row = await self._assign(self._pool, run, sha256, model, stem, audio_format)
-        if row is not None and announce:
+        if row is not None:
             await self._announce(run, row)
         return row
 
