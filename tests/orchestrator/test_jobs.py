@@ -7,7 +7,7 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck
@@ -22,6 +22,8 @@ from servers.storage.migrate import migrate
 from tests.conftest import stack_settings
 
 LEASE = 60.0
+AGEING = 600.0
+FAILURES = 4
 T = TypeVar("T")
 
 
@@ -43,7 +45,7 @@ class Jobs:
         values: dict[str, Any] = {
             "owner": "somebody",
             "request_id": uuid.uuid4(),
-            "kind": "SEPARATE",
+            "kind": str(uuid.uuid4()),  # a worker for this kind can have this job only
             "priority": "INTERACTIVE",
             "track_id": self.track,
             "spec": {"stems": ["vocals"]},
@@ -63,9 +65,24 @@ class Jobs:
         assert found is not None
         return found
 
+    async def claimed(self, job: uuid.UUID) -> Row | None:
+        """Begin an attempt at this job."""
+        kind = await self.pool.fetchval("SELECT kind FROM jobs WHERE id = $1", job)
+        return await self.take([kind])
+
+    async def take(self, kinds: list[str], *, background: bool = True, lock: str | None = None) -> Row | None:
+        """Begin an attempt at a job of these kinds."""
+        return await self.store.claim(
+            kinds, background=background, worker="somewhere", ageing_seconds=AGEING, lock=lock
+        )
+
     def claim(self, job: uuid.UUID) -> Row | None:
-        """Begin an attempt."""
-        return self(self.store.claim(job, LEASE))
+        """Begin an attempt at this job."""
+        return self(self.claimed(job))
+
+    def requeue_lost(self) -> list[Row]:
+        """Take jobs from silent workers."""
+        return self(self.store.requeue_lost(LEASE, FAILURES))
 
     def fall_silent(self, job: uuid.UUID, seconds: float = 2 * LEASE) -> None:
         """As if the worker had given no sign of life for so long."""
@@ -166,7 +183,7 @@ def test_a_job_belongs_to_its_owner(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize(
     ("state", "claimed"),
-    [("QUEUED", 1), ("RUNNING", None), ("SILENT", 2), *((state, None) for state in FINAL_STATES)],
+    [("QUEUED", 1), ("RUNNING", None), ("SILENT", None), *((state, None) for state in FINAL_STATES)],
 )
 def test_claim(jobs: Jobs, state: str, claimed: int | None) -> None:
     job, _ = jobs.in_state(state)
@@ -178,17 +195,205 @@ def test_claim(jobs: Jobs, state: str, claimed: int | None) -> None:
     else:
         assert row is not None
         assert (row["state"], row["attempt"], row["fraction"]) == ("RUNNING", claimed, 0)
-        assert row["failures"] == claimed - 1  # a worker that died is one
+        assert (row["worker"], row["attempts"], row["failures"]) == ("somewhere", [], 0)
         assert jobs.claim(job) is None
 
 
 def test_of_many_workers_one_gets_the_job(jobs: Jobs) -> None:
     async def at_once(job: uuid.UUID) -> list[Row | None]:
-        return await asyncio.gather(*(jobs.store.claim(job, LEASE) for _ in range(10)))
+        return await asyncio.gather(*(jobs.claimed(job) for _ in range(10)))
 
-    for state in ("QUEUED", "SILENT"):
-        job, _ = jobs.in_state(state)
-        assert sum(row is not None for row in jobs(at_once(job))) == 1
+    job, _ = jobs.in_state("QUEUED")
+    assert sum(row is not None for row in jobs(at_once(job))) == 1
+
+
+def test_of_jobs_that_do_the_same_one_runs(jobs: Jobs) -> None:
+    """However many workers ask for them at the same moment; the next runs when that one has ended."""
+    kind, lock = str(uuid.uuid4()), f"separate:{uuid.uuid4()}"
+    ids = [jobs.create(kind=kind, lock=lock)["id"] for _ in range(5)]
+    other = jobs.create(kind=kind, lock="separate:other")["id"]
+
+    async def at_once() -> list[Row | None]:
+        return await asyncio.gather(*(jobs.take([kind], lock=lock) for _ in range(10)))
+
+    for round_ in range(5):
+        rows = [row for row in jobs(at_once()) if row is not None]
+        assert len(rows) == 1
+        leader = rows[0]["id"]
+        ids.remove(leader)
+        assert sorted(jobs(jobs.store.followers(lock))) == sorted(ids)
+        for waiting in ids:
+            found = jobs(jobs.store.leader(jobs.row(waiting)))
+            assert found is not None
+            assert found["id"] == leader
+        assert jobs(jobs.store.leader(jobs.row(leader))) is None
+        assert jobs(jobs.store.leader(jobs.row(other))) is None
+        if round_ % 2:
+            jobs(jobs.store.finish(leader, 1, "SUCCEEDED"))
+        else:  # its worker died
+            jobs.fall_silent(leader)
+            jobs.requeue_lost()
+            jobs(jobs.store.cancel(leader, "somebody"))
+    assert jobs.row(other)["state"] == "QUEUED"
+
+
+def test_many_workers_share_a_queue_without_losing_or_doubling(jobs: Jobs) -> None:
+    kind = str(uuid.uuid4())
+    ids = {jobs.create(kind=kind, lock=f"same:{n % 7}" if n % 2 else None)["id"] for n in range(40)}
+    done: list[uuid.UUID] = []
+
+    async def work() -> None:
+        while len(done) < len(ids):
+            if (row := await jobs.take([kind])) is not None:
+                await asyncio.sleep(0)
+                await jobs.store.finish(row["id"], row["attempt"], "SUCCEEDED")
+                done.append(row["id"])
+
+    async def all_work() -> None:
+        await asyncio.gather(*(work() for _ in range(6)))
+
+    jobs(all_work())
+    assert sorted(done) == sorted(ids)
+
+
+def order_of(jobs: Jobs, kind: str, **options: Any) -> list[uuid.UUID]:
+    """The order in which jobs of a kind begin, if each ends at once."""
+    order = []
+    while (row := jobs(jobs.take([kind], **options))) is not None:
+        order.append(row["id"])
+        jobs(jobs.store.finish(row["id"], row["attempt"], "SUCCEEDED"))
+    return order
+
+
+def test_a_thousand_jobs_of_one_do_not_block_the_first_of_another(jobs: Jobs) -> None:
+    kind = str(uuid.uuid4())
+    many = [jobs.create(kind=kind, owner="busy")["id"] for _ in range(20)]
+    assert order_of_next(jobs, kind) == many[0]
+    few = [jobs.create(kind=kind, owner="modest")["id"] for _ in range(3)]
+    late = jobs.create(kind=kind, owner="late")["id"]
+    order = order_of(jobs, kind)
+    assert [order.index(job) for job in few] == [1, 4, 6]  # in turns with 'busy', and with 'late' in the first
+    assert order.index(late) == 2
+    assert [job for job in order if job in many] == many[1:]
+
+
+def order_of_next(jobs: Jobs, kind: str) -> uuid.UUID:
+    """The job that begins now; it ends at once."""
+    row = jobs(jobs.take([kind]))
+    assert row is not None
+    jobs(jobs.store.finish(row["id"], row["attempt"], "SUCCEEDED"))
+    return cast(uuid.UUID, row["id"])
+
+
+def test_interactive_jobs_come_first(jobs: Jobs) -> None:
+    kind = str(uuid.uuid4())
+    priorities = ["BACKGROUND", "INTERACTIVE", "BACKGROUND", "INTERACTIVE"]
+    ids = [jobs.create(kind=kind, priority=priority)["id"] for priority in priorities]
+    assert order_of(jobs, kind, background=False) == [ids[1], ids[3]]
+    assert order_of(jobs, kind) == [ids[0], ids[2]]
+
+
+def test_background_jobs_do_not_starve(jobs: Jobs) -> None:
+    """One of them begins in each time of ageing, once it has waited so long, and no more than one."""
+    kind = str(uuid.uuid4())
+    interactive = [jobs.create(kind=kind)["id"] for _ in range(4)]
+    background = [jobs.create(kind=kind, priority="BACKGROUND")["id"] for _ in range(2)]
+    jobs(jobs.pool.execute("UPDATE jobs SET claimed_at = NULL WHERE priority = 'BACKGROUND'"))
+    assert order_of_next(jobs, kind) == interactive[0]
+    for job in background:
+        jobs.wait_in_queue(job, 2 * AGEING)
+    assert order_of_next(jobs, kind) == background[0]
+    assert order_of_next(jobs, kind) == interactive[1]
+    jobs(
+        jobs.pool.execute(
+            "UPDATE jobs SET claimed_at = now() - $2::interval WHERE id = $1",
+            background[0],
+            dt.timedelta(seconds=AGEING + 1),
+        )
+    )
+    row = jobs(jobs.take([kind], background=False))  # a worker full of them does not take it
+    assert row is not None
+    assert row["id"] == interactive[2]
+    assert order_of_next(jobs, kind) == background[1]
+    assert order_of_next(jobs, kind) == interactive[3]
+
+
+def test_who_comes_back_goes_first(jobs: Jobs) -> None:
+    kind = str(uuid.uuid4())
+    for _ in range(3):
+        jobs.create(kind=kind)
+    first = jobs(jobs.take([kind]))
+    assert first is not None
+    jobs.create(kind=kind, owner="another")
+    jobs(jobs.store.hand_back(first["id"], first["attempt"]))
+    assert order_of_next(jobs, kind) == first["id"]
+
+
+def test_lost_jobs_wait_again_and_some_day_fail(jobs: Jobs) -> None:
+    job, _ = jobs.in_state("SILENT")
+    for failures in range(1, FAILURES):
+        rows = [row for row in jobs.requeue_lost() if row["id"] == job]
+        assert [(row["state"], row["failures"], row["attempt"]) for row in rows] == [("QUEUED", failures, failures)]
+        assert jobs.requeue_lost() == []
+        assert jobs.claim(job) is not None
+        jobs.fall_silent(job)
+    (row,) = jobs.requeue_lost()
+    assert (row["state"], row["error"]["reason"], row["error"]["retryable"]) == ("FAILED", "ATTEMPTS_EXHAUSTED", True)
+    assert row["ended_at"] is not None
+    assert [each["outcome"] for each in row["attempts"]] == ["LOST"] * FAILURES
+    assert [each["number"] for each in row["attempts"]] == [1, 2, 3, 4]
+
+
+def test_a_lost_job_that_was_to_be_cancelled_is(jobs: Jobs) -> None:
+    job, _ = jobs.in_state("RUNNING")
+    jobs(jobs.store.cancel(job, "somebody"))
+    jobs.fall_silent(job)
+    (row,) = jobs.requeue_lost()
+    assert (row["state"], row["error"]) == ("CANCELLED", None)
+
+
+def test_the_history_of_attempts(jobs: Jobs) -> None:
+    job, _ = jobs.in_state("RUNNING")
+    jobs(jobs.store.hand_back(job, 1))
+    assert jobs.claim(job) is not None
+    jobs(jobs.store.hand_back(job, 2, retry_in=0, reason="INFRASTRUCTURE", message="ConnectionError"))
+    assert jobs.claim(job) is not None
+    row = jobs(jobs.store.finish(job, 3, "FAILED", error={"reason": "BROKEN", "message": "no use"}))
+    known = [(each["number"], each["outcome"], each["reason"], each["message"]) for each in row["attempts"]]
+    assert known == [
+        (1, "HANDED_BACK", None, None),
+        (2, "FAILED", "INFRASTRUCTURE", "ConnectionError"),
+        (3, "FAILED", "BROKEN", "no use"),
+    ]
+    times = [dt.datetime.fromisoformat(each[key]) for each in row["attempts"] for key in ("started", "ended")]
+    assert times == sorted(times)
+    assert {each["worker"] for each in row["attempts"]} == {"somewhere"}
+
+
+def test_how_many_wait(jobs: Jobs) -> None:
+    for _ in range(5):
+        jobs.create(owner="counted")
+    jobs.create(owner="counted", priority="BACKGROUND")
+    assert jobs(jobs.store.waiting("counted", 100)) == 6
+    assert jobs(jobs.store.waiting("counted", 4)) == 4
+    assert jobs(jobs.store.waiting("nobody", 4)) == 0
+
+
+def test_jobs_that_are_due(jobs: Jobs) -> None:
+    """Not those of which the same runs, nor those that are to wait a while."""
+    jobs(jobs.pool.execute("DELETE FROM jobs"))
+    kind, lock = str(uuid.uuid4()), f"same:{uuid.uuid4()}"
+    jobs.create(kind=kind, lock=lock)
+    jobs.create(kind=kind, lock=lock)
+    assert jobs(jobs.store.due(10)) == 2
+    assert jobs(jobs.take([kind])) is not None
+    assert jobs(jobs.store.due(10)) == 0
+    later = jobs.in_state("RUNNING")[0]
+    jobs(jobs.store.hand_back(later, 1, retry_in=60))
+    assert jobs(jobs.store.due(10)) == 0
+    for _ in range(12):
+        jobs.create(kind=kind)
+    assert jobs(jobs.store.due(10)) == 10
 
 
 @pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "SILENT", *FINAL_STATES])
@@ -236,19 +441,17 @@ def test_beat_and_hold_need_a_running_job(jobs: Jobs, state: str) -> None:
 def test_a_held_job_cannot_be_taken_over(jobs: Jobs) -> None:
     job, attempt = jobs.in_state("SILENT")
 
-    async def taken_while_held() -> tuple[bool, Row | None]:
+    async def taken_while_held() -> tuple[list[Row], list[Row]]:
         async with jobs.pool.acquire() as connection:
             async with connection.transaction():
                 await jobs.store.hold(connection, job, attempt)
-                claim = asyncio.create_task(jobs.store.claim(job, LEASE))
-                await asyncio.wait({claim}, timeout=0.2)
-                waited = not claim.done()
-            return waited, await claim
+                lost_while_held = await jobs.store.requeue_lost(LEASE, FAILURES)
+            return lost_while_held, await jobs.store.requeue_lost(LEASE, FAILURES)
 
-    waited, row = jobs(taken_while_held())
-    assert waited
-    assert row is not None
-    assert row["attempt"] == attempt + 1
+    while_held, afterwards = jobs(taken_while_held())
+    assert while_held == []
+    assert [row["id"] for row in afterwards] == [job]
+    assert jobs.claim(job) is not None
     with pytest.raises(LeaseLost):
         jobs.hold(job, attempt)
     jobs.hold(job, attempt + 1)
@@ -281,10 +484,9 @@ def test_a_failed_attempt_is_repeated_later(jobs: Jobs) -> None:
     row = jobs.row(job)
     assert (row["state"], row["failures"]) == ("QUEUED", 1)
     assert jobs.claim(job) is None
-    assert jobs(jobs.store.stranded(1, LEASE)) == []
 
     async def claimable() -> Row:
-        while (row := await jobs.store.claim(job, LEASE)) is None:
+        while (row := await jobs.claimed(job)) is None:
             await asyncio.sleep(0.05)
         return row
 
@@ -318,36 +520,9 @@ def test_cancel(jobs: Jobs, state: str, after: str) -> None:
         assert (failed["state"], failed["error"]) == ("CANCELLED", None)
 
 
-def test_queue_position(jobs: Jobs) -> None:
-    order = ["BACKGROUND", "INTERACTIVE", "BACKGROUND", "INTERACTIVE"]
-    rows = [jobs.create(priority=priority) for priority in order]
-    positions = [jobs(jobs.store.queue_position(row)) for row in rows]
-    assert positions == [2, 0, 3, 1]
-    assert jobs.claim(rows[1]["id"]) is not None
-    positions = [jobs(jobs.store.queue_position(jobs.row(row["id"]))) for row in rows]
-    assert positions == [1, 0, 2, 0]
-    assert {(row["state"], row["priority"]): row["jobs"] for row in jobs(jobs.store.counts())} == {
-        ("QUEUED", "BACKGROUND"): 2,
-        ("QUEUED", "INTERACTIVE"): 1,
-        ("RUNNING", "INTERACTIVE"): 1,
-    }
-
-
-def test_stranded(jobs: Jobs) -> None:
-    old, fresh = jobs.create(priority="BACKGROUND")["id"], jobs.create()["id"]
-    silent, quiet, alive = (jobs.in_state("RUNNING")[0] for _ in range(3))
-    for state in FINAL_STATES:
-        jobs.wait_in_queue(jobs.in_state(state)[0], 3600)
-    for job in (old, alive):
-        jobs.wait_in_queue(job, 100)
-    jobs.fall_silent(silent, 61)
-    jobs.fall_silent(quiet, 59)
-    found = jobs(jobs.store.stranded(queued_seconds=99, lease_seconds=60))
-    assert [row["id"] for row in found] == [silent, old]  # the interactive one first
-    jobs(jobs.store.cancel(silent, "somebody"))
+def test_unfinished_of_a_track(jobs: Jobs) -> None:
+    fresh, old = jobs.create()["id"], jobs.create()["id"]
     jobs(jobs.store.cancel(old, "somebody"))
-    # What was to be cancelled when its worker died still needs one to end it.
-    assert [row["id"] for row in jobs(jobs.store.stranded(99, 60))] == [silent]
     assert fresh in jobs(jobs.store.unfinished_of_track(jobs.track))
     assert old not in jobs(jobs.store.unfinished_of_track(jobs.track))
 
@@ -366,7 +541,6 @@ class Interleaving(RuleBasedStateMachine):
         self.failures = 0
         self.ended: Row | None = None
         for _ in range(2):  # what follows is about workers that have been overtaken
-            self.claim()
             self.take_over()
 
     def _live(self, age: int) -> bool:
@@ -387,9 +561,8 @@ class Interleaving(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         row = self.jobs.claim(self.job)
-        assert (row is not None) == (self.state == "QUEUED" or (self.state == "RUNNING" and self.silent))
+        assert (row is not None) == (self.state == "QUEUED")
         if row is not None:
-            self.failures += self.state == "RUNNING"
             self.state, self.attempt, self.silent = "RUNNING", self.attempt + 1, False
 
     @precondition(lambda self: self.state in ("QUEUED", "RUNNING"))
@@ -398,7 +571,17 @@ class Interleaving(RuleBasedStateMachine):
         """The newest worker is gone, another one comes."""
         if self.state == "RUNNING":
             self.fall_silent()
+            self.requeue_lost()
         self.claim()
+
+    @rule()
+    def requeue_lost(self) -> None:
+        taken = self.job in [row["id"] for row in self.jobs.requeue_lost()]
+        assert taken == (self.state == "RUNNING" and self.silent)
+        if taken:
+            self.failures += 1
+            self.silent = False
+            self.state = "CANCELLED" if self.cancel_requested else "FAILED" if self.failures >= FAILURES else "QUEUED"
 
     @precondition(lambda self: self.state == "RUNNING")
     @rule()
@@ -452,6 +635,8 @@ class Interleaving(RuleBasedStateMachine):
         row = self.jobs.row(self.job)
         assert (row["state"], row["attempt"], row["failures"]) == (self.state, self.attempt, self.failures)
         assert row["cancel_requested"] == self.cancel_requested
+        ended = [each["number"] for each in row["attempts"]]
+        assert ended == list(range(1, self.attempt + (self.state != "RUNNING")))  # each once, in order
         assert (row["ended_at"] is not None) == (self.state in FINAL_STATES)
         if self.ended is not None:
             assert row == self.ended  # for ever

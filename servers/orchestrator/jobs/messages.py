@@ -103,4 +103,12 @@ def job(row: Row, results: Sequence[Row], queue_position: int = 0) -> job_pb2.Jo
         json_format.ParseDict(row["error"], message.error)
     for timing in row["timings"]:
         message.timings.add(stage=job_pb2.Stage.Value(f"STAGE_{timing['stage']}"), wall=duration(timing["seconds"]))
+    for attempt in row["attempts"]:
+        message.attempts.add(
+            number=attempt["number"],
+            outcome=job_pb2.Attempt.Outcome.Value(f"OUTCOME_{attempt['outcome']}"),
+            reason=attempt["reason"],
+            start_time=timestamp(dt.datetime.fromisoformat(attempt["started"])),
+            end_time=timestamp(dt.datetime.fromisoformat(attempt["ended"])),
+        )
     return message

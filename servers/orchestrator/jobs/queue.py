@@ -1,8 +1,9 @@
 """The queue: streaQ on Redis, and all that this system knows of it.
 
-The queue only dispatches ids; PostgreSQL has the truth. So a lost queue loses nothing (the reconciler
-fills it again) and a job that is delivered twice is run once (the second claim finds a live attempt).
-Interactive jobs are always taken before background ones.
+The queue delivers tickets: whoever gets one takes jobs, one after the other, until there is none that he may take.
+Which job is next is decided when somebody is free, by PostgreSQL (``JobStore.claim``): so priorities, turns and
+limits hold whatever was sent when, a lost queue loses nothing (workers are woken again every second while jobs wait),
+and a ticket too many costs one look.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
-from uuid import UUID
 
 from anyio import CancelScope, sleep_forever
 from streaq import Worker
@@ -22,9 +22,9 @@ from servers.platform.settings import Settings
 from servers.platform.tasks import Background
 
 QUEUE = "contrafact"
-PRIORITIES = ["BACKGROUND", "INTERACTIVE"]  # from lowest to highest
+WAKING = 256  # tickets by which waiting jobs are called to mind, at most
 
-Handler = Callable[[UUID], Coroutine[Any, Any, None]]
+Handler = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Worker(Worker[None]):
@@ -42,53 +42,64 @@ class _Worker(Worker[None]):
             self.ending.set()
 
 
-def _worker(settings: Settings, jobs: _Jobs | None) -> tuple[_Worker, Any]:
+def _worker(settings: Settings, slots: _Slots | None) -> tuple[_Worker, Any]:
     worker = _Worker(
         redis_url=settings.redis_url,
         redis_kwargs={"stream_timeout": 30, "connect_timeout": 5},
         queue_name=QUEUE,
-        priorities=list(PRIORITIES),
-        concurrency=settings.worker_concurrency,
+        concurrency=_slots(settings),
         serializer=json.dumps,  # the default is pickle
         deserializer=json.loads,
         idle_timeout=settings.lease_seconds,
     )
-    # One prefetched job more than run would be an order of priority decided too early.
-    worker.prefetch = settings.worker_concurrency
+    worker.prefetch = worker.concurrency  # a ticket that waits here would wake nobody else
 
-    @worker.task(max_tries=None, timeout=None, ttl=0, name="run_job", silent=True)
-    async def run_job(job_id: str) -> None:
-        if jobs is not None:
-            await jobs.run(UUID(job_id), worker.ending)
+    @worker.task(max_tries=None, timeout=None, ttl=0, name="run_jobs", silent=True)
+    async def run_jobs() -> None:
+        if slots is not None:
+            await slots.fill(worker.ending)
 
-    return worker, run_job
+    return worker, run_jobs
 
 
-class _Jobs:
-    """The jobs that run here. They outlive the streaQ worker that took them when that loses Redis."""
+def _slots(settings: Settings) -> int:
+    return settings.worker_concurrency + settings.interactive_slots
+
+
+class _Slots:
+    """Where jobs run. They outlive the streaQ worker that brought their ticket when that loses Redis."""
 
     def __init__(self, handler: Handler, limit: int) -> None:
         self._handler = handler
         self._limit = limit
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, job_id: UUID, ending: asyncio.Event) -> None:
-        """Run a job to its end, or leave it running alone once ``ending`` is set."""
+    async def fill(self, ending: asyncio.Event) -> None:
+        """Run jobs while there are any, or leave them running alone once ``ending`` is set."""
         if len(self._tasks) >= self._limit:
-            return  # jobs of an earlier streaQ worker still run; the reconciler dispatches this one again
-        task = asyncio.create_task(self._handler(job_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+            return  # those of an earlier streaQ worker still run, and take what waits
+        task = self._start()
         ended = asyncio.create_task(ending.wait())
         try:
             await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
 
+    def look(self) -> None:
+        """Run jobs in all slots that are free, without any ticket."""
+        while len(self._tasks) < self._limit:
+            self._start()
+
+    def _start(self) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._handler())
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            # Its lease runs out, and it is dispatched again.
+            # The lease of its job runs out, and that is begun again.
             telemetry.log().error("job left alone", error=type(error).__name__, exc_info=error)
 
     async def all_done(self) -> None:
@@ -98,7 +109,7 @@ class _Jobs:
 
 
 class QueueUnavailable(Exception):
-    """The job was not dispatched; the reconciler will do it."""
+    """Nobody was woken; the dispatcher will do it."""
 
 
 class JobQueue(Background):
@@ -110,10 +121,10 @@ class JobQueue(Background):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._outbox: asyncio.Queue[tuple[UUID, str, int, asyncio.Future[None]]] = asyncio.Queue(maxsize=1000)
+        self._outbox: asyncio.Queue[tuple[str, asyncio.Future[None]]] = asyncio.Queue(maxsize=1000)
 
-    async def enqueue(self, job_id: UUID, priority: str, attempt: int) -> None:
-        """Dispatch a job; the same job and attempt again while it waits changes nothing.
+    async def send(self, ticket: str) -> None:
+        """Wake a worker; while there is a ticket of the same name under way this changes nothing.
 
         Raises:
             QueueUnavailable: Redis cannot be reached within 5 s.
@@ -121,10 +132,15 @@ class JobQueue(Background):
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(5):
-                await self._outbox.put((job_id, priority, attempt, sent))
+                await self._outbox.put((ticket, sent))
                 await sent
         except Exception as error:
             raise QueueUnavailable(type(error).__name__) from error
+
+    async def wake(self, workers: int) -> None:
+        """Wake so many workers, at most ``WAKING``; the same again while they are at it changes nothing."""
+        for number in range(min(workers, WAKING)):
+            await self.send(f"wake-{number}")
 
     async def _work(self) -> None:
         while True:
@@ -138,11 +154,11 @@ class JobQueue(Background):
                 await asyncio.sleep(1)
 
     async def _send(self, task: Any) -> None:
-        job_id, priority, attempt, sent = await self._outbox.get()
+        ticket, sent = await self._outbox.get()
         if sent.done():  # its caller has given up
             return
-        message = task.enqueue(str(job_id)).start(priority=priority)
-        message.id = f"{job_id}-{attempt}"
+        message = task.enqueue()
+        message.id = ticket
         try:
             await message
         except Exception as error:
@@ -153,26 +169,28 @@ class JobQueue(Background):
 
 
 async def consume(settings: Settings, handler: Handler, ready: asyncio.Event) -> None:
-    """Run ``handler`` on every dispatched job until cancelled, at most ``worker_concurrency`` at a time.
+    """Run ``handler`` for every ticket until cancelled, as many at a time as a worker has slots.
 
-    streaQ ends when Redis goes away, so it is started again here, for ever; jobs run on meanwhile. When
-    cancelled, this waits for the handlers that run: the caller sees to it that they end.
+    streaQ ends when Redis goes away, so it is started again here, for ever. Meanwhile running jobs run on, and free
+    slots look for jobs without being told. When cancelled, this waits for the handlers that run: the caller sees to
+    it that they end.
     """
     logging.getLogger("streaq").setLevel(logging.ERROR)
-    jobs = _Jobs(handler, settings.worker_concurrency)
+    slots = _Slots(handler, _slots(settings))
     delay = 0.5
     try:
         while True:
-            worker, _ = _worker(settings, jobs)
+            worker, _ = _worker(settings, slots)
             started = asyncio.get_running_loop().time()
             try:
                 ready.set()
                 await worker.run_async()
             except Exception as error:
                 telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
+            slots.look()
             if asyncio.get_running_loop().time() - started > 30:
                 delay = 0.5
             await asyncio.sleep(delay)
-            delay = min(delay * 2, 10)
+            delay = min(delay * 2, 5)
     finally:
-        await jobs.all_done()
+        await slots.all_done()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import socket
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -25,7 +30,6 @@ from servers.platform.tasks import stopped
 from servers.storage.database import Row
 from servers.storage.outages import OUTAGES
 
-MAX_FAILURES = 3  # of attempts that ended badly; those of workers that were stopped do not count
 RETRY_SECONDS = 5.0  # after the first failure; it doubles with each
 BEAT_SECONDS = 1.0
 _DATABASE_TROUBLE: tuple[type[Exception], ...] = (asyncpg.PostgresError, *OUTAGES)
@@ -69,6 +73,7 @@ class JobRun:
         self._stage_began = time.monotonic()
         self._fraction = 0.0
         self._rate_from: tuple[float, float] | None = None  # time and fraction at the first progress
+        self._followers: list[UUID] = []
 
     async def stage(self, name: str) -> None:
         """Enter a stage: the name of a value of the proto enum ``Stage`` without its prefix."""
@@ -106,10 +111,16 @@ class JobRun:
             fraction=self._fraction,
             eta=messages.duration(self.eta()),
         )
-        await self.events.publish(self.id, job_pb2.JobEvent(progress=progress))
+        await self.publish(job_pb2.JobEvent(progress=progress))
+
+    async def publish(self, event: job_pb2.JobEvent) -> None:
+        """Tell those who watch this job, or another that waits for the same work."""
+        await asyncio.gather(*(self.events.publish(job, event) for job in (self.id, *self._followers)))
 
     async def beat(self) -> bool:
         """Renew the lease; returns whether the job is to be cancelled. Raises LeaseLost."""
+        if self.row["lock"] is not None:
+            self._followers = await self.store.followers(self.row["lock"])
         return await self.store.beat(self.id, self.attempt, self._stage, self._fraction, self.eta())
 
 
@@ -132,6 +143,9 @@ class Runner:
         self._events = events
         self._queue = queue
         self._settings = settings
+        self._name = f"{socket.gethostname()}/{os.getpid()}"
+        self._claiming = asyncio.Lock()
+        self._taken: list[Row] = []  # the jobs that run here
         self._running: dict[asyncio.Future[None], list[_Stop]] = {}
         self._draining = False
 
@@ -142,13 +156,51 @@ class Runner:
             why.append(_Stop.DRAINING)
             task.cancel()
 
-    async def handle(self, job_id: UUID) -> None:
-        """Run a job that was dispatched; returns when this attempt has ended, however it ended."""
-        row = await self._store.claim(job_id, self._settings.lease_seconds)
-        if row is None:
-            return  # it has ended, or somebody is at it
+    async def serve(self) -> None:
+        """Run jobs, one after the other, until there is none that may run here."""
+        lock = None
+        while not self._draining:
+            async with self._taking(lock) as row:
+                if row is not None:
+                    await self._handle(row)
+            if row is None and lock is None:
+                return
+            # Whoever waited for the same work is next: for them it is done, or one of them takes it over.
+            lock = None if row is None else row["lock"]
+
+    @asynccontextmanager
+    async def _taking(self, lock: str | None) -> AsyncIterator[Row | None]:
+        """Claim a job and occupy a place with it; None: there is none, or no place for it."""
+        try:
+            async with self._claiming:  # or two would take the last place
+                row = await self._claim(lock)
+                if row is not None:
+                    self._taken.append(row)
+        except _DATABASE_TROUBLE as error:  # the dispatcher wakes us again
+            telemetry.log().warning("no job claimed", error=type(error).__name__)
+            row = None
+        try:
+            yield row
+        finally:
+            if row is not None:
+                self._taken.remove(row)
+
+    async def _claim(self, lock: str | None) -> Row | None:
+        limits = self._settings.job_limits
+        kinds = Counter(row["kind"] for row in self._taken)
+        priorities = Counter(row["priority"] for row in self._taken)
+        return await self._store.claim(
+            [kind for kind in self._pipelines if kinds[kind] < limits.get(kind, sys.maxsize)],
+            background=priorities["BACKGROUND"] < self._settings.worker_concurrency,
+            worker=self._name,
+            ageing_seconds=self._settings.background_ageing_seconds,
+            lock=lock,
+        )
+
+    async def _handle(self, row: Row) -> None:
+        """Run a claimed job; returns when this attempt has ended, however it ended."""
         run = JobRun(row, self._store, self._events)
-        ids = {"job_id": str(job_id), "request_id": row["headers"].get("x-request-id", "")}
+        ids = {"job_id": str(row["id"]), "request_id": row["headers"].get("x-request-id", "")}
         with (
             structlog.contextvars.bound_contextvars(**ids),
             telemetry.span("job", row["headers"], kind=row["kind"], attempt=run.attempt),
@@ -157,14 +209,13 @@ class Runner:
                 await self._attempt(run)
             except LeaseLost:
                 telemetry.log().warning("lease lost", attempt=run.attempt)
+            except _DATABASE_TROUBLE as error:  # its end could not be written down: its lease runs out
+                telemetry.log().warning("job left alone", error=type(error).__name__)
 
     async def _attempt(self, run: JobRun) -> None:
         row = run.row
         if row["cancel_requested"]:
             return await self._finish(run, "CANCELLED")
-        if (failures := row["failures"]) >= MAX_FAILURES:
-            failure = JobFailure("ATTEMPTS_EXHAUSTED", f"{failures} attempts were cut short", retryable=True)
-            return await self._fail(run, failure)
         telemetry.log().info("job begins", kind=row["kind"], attempt=run.attempt)
         if run.attempt == 1:
             waited = (row["started_at"] - row["created_at"]).total_seconds()
@@ -189,11 +240,7 @@ class Runner:
             raise
         except OUTAGES as error:
             telemetry.log().exception("attempt failed")
-            failures = row["failures"] + 1
-            if failures < MAX_FAILURES:  # the reconciler dispatches it again
-                delay = RETRY_SECONDS * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
-                return await self._store.hand_back(run.id, run.attempt, retry_in=delay)
-            return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
+            return await self._again(run, error)
         except Exception as error:
             telemetry.log().exception("job failed")
             return await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
@@ -207,7 +254,17 @@ class Runner:
         if why[0] is _Stop.DRAINING:
             await self._store.hand_back(run.id, run.attempt)
             with contextlib.suppress(QueueUnavailable):
-                await self._queue.enqueue(run.id, row["priority"], run.attempt)
+                await self._queue.send(f"{run.id}-{run.attempt}")
+
+    async def _again(self, run: JobRun, error: Exception) -> None:
+        """After an outage: put the job back for a while, unless it has had enough of them."""
+        failures = run.row["failures"] + 1
+        if failures >= self._settings.max_job_failures:
+            return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
+        delay = RETRY_SECONDS * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
+        await self._store.hand_back(
+            run.id, run.attempt, retry_in=delay, reason="INFRASTRUCTURE", message=type(error).__name__
+        )
 
     async def _beating(self, run: JobRun, work: asyncio.Future[None], why: list[_Stop]) -> None:
         while True:

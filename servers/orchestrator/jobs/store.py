@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
+
 from servers.storage.database import Connection, Pool, Row
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
+_RACES = 3  # lost before a claim is given up: the next ticket tries again
 
 
 class LeaseLost(Exception):
@@ -33,11 +36,21 @@ class NewJob:
     track_id: UUID
     headers: dict[str, str]
     voice_id: UUID | None = None
+    lock: str | None = None
 
 
-def _telling(change: str) -> str:
-    """A statement that makes this ``change`` and, if it ends the job, notes whom to tell: URLs are its ``$1``."""
-    return f"""WITH changed AS ({change} RETURNING *),
+# A job that comes back, or comes for the first time to an empty queue, takes the place of the first that waits.
+_FIRST_TURN = "SELECT turn FROM jobs WHERE state = 'QUEUED' AND priority = {priority} ORDER BY turn LIMIT 1"
+
+# What is remembered of an attempt that ends; {outcome}, {reason} and {message} are SQL.
+_ATTEMPT = """attempts || jsonb_build_object('number', attempt, 'worker', worker, 'started', claimed_at,
+                                             'ended', now(), 'outcome', {outcome}, 'reason', {reason},
+                                             'message', {message})"""
+
+
+def _telling(change: str, returning: str = "*") -> str:
+    """A statement that makes this ``change`` and, of jobs that it ends, notes whom to tell: URLs are its ``$1``."""
+    return f"""WITH changed AS ({change} RETURNING {returning}),
                     told AS (INSERT INTO webhook_deliveries (id, job_id, url)
                              SELECT gen_random_uuid(), changed.id, url FROM changed, unnest($1::text[]) AS url
                              WHERE ended_at = now() ON CONFLICT DO NOTHING)
@@ -53,9 +66,14 @@ class JobStore:
 
     async def create(self, job: NewJob) -> tuple[Row, bool]:
         """Insert a job, or find the one that the same request made; say whether it is new."""
+        # Turns are those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): an owner's jobs come one
+        # turn after the other, and whoever had none waiting begins at the turn that is served now.
         row = await self._pool.fetchrow(
-            """INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            f"""INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id, lock, turn)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+                       greatest(0, ({_FIRST_TURN.format(priority="$5")}),
+                                (SELECT turn + 1 FROM jobs WHERE state = 'QUEUED' AND owner = $2 AND priority = $5
+                                 ORDER BY turn DESC LIMIT 1)))
                ON CONFLICT (owner, request_id) DO NOTHING RETURNING *""",
             uuid4(),
             job.owner,
@@ -66,6 +84,7 @@ class JobStore:
             job.spec,
             job.headers,
             job.voice_id,
+            job.lock,
         )
         if row is not None:
             return row, True
@@ -133,30 +152,83 @@ class JobStore:
             return 0
         return int(
             await self._pool.fetchval(
-                """SELECT count(*) FROM jobs WHERE state = 'QUEUED' AND id <> $1
-                     AND (priority > $2 OR (priority = $2 AND created_at < $3))""",
-                row["id"],
+                """SELECT count(*) FROM jobs WHERE state = 'QUEUED'
+                     AND (priority > $1 OR (priority = $1 AND (turn, created_at) < ($2, $3)))""",
                 row["priority"],
+                row["turn"],
                 row["created_at"],
             )
         )
 
-    async def claim(self, job_id: UUID, lease_seconds: float) -> Row | None:
-        """Begin the next attempt at a job, unless it has ended, a live worker is at it, or it is too early.
-
-        An attempt whose lease ran out counts as a failure; one that was handed back does not.
-        """
-        return await self._pool.fetchrow(
-            """UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, heartbeat_at = now(),
-                               failures = failures + (state = 'RUNNING')::int,
-                               started_at = coalesce(started_at, now()),
-                               stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL
-               WHERE id = $1 AND ((state = 'QUEUED' AND not_before <= now())
-                                  OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval))
-               RETURNING *""",
-            job_id,
-            dt.timedelta(seconds=lease_seconds),
+    async def waiting(self, owner: str, most: int) -> int:
+        """How many jobs of ``owner`` wait for a worker; counted up to ``most``."""
+        count = await self._pool.fetchval(
+            "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'QUEUED' AND owner = $1 LIMIT $2) AS counted",
+            owner,
+            most,
         )
+        return int(count)
+
+    async def claim(
+        self, kinds: Sequence[str], *, background: bool, worker: str, ageing_seconds: float, lock: str | None = None
+    ) -> Row | None:
+        """Begin an attempt at the job whose turn it is, if there is any that may begin.
+
+        Interactive jobs come before background ones, but for this: when none of those has begun for
+        ``ageing_seconds`` and the first has waited so long, it is next. Jobs of which the same is being done wait.
+
+        Args:
+            kinds: What this worker has room for.
+            background: Whether it may be a background job.
+            worker: Who asks.
+            ageing_seconds: How long background work may be kept from everything.
+            lock: Only a job of this lock.
+        """
+        eligible = """state = 'QUEUED' AND not_before <= now() AND kind = ANY($1) AND ($5::text IS NULL OR lock = $5)
+                      AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.lock = jobs.lock
+                                      AND other.state = 'RUNNING')"""
+        for _ in range(_RACES):
+            try:
+                return await self._pool.fetchrow(
+                    f"""WITH starving AS MATERIALIZED (
+                            SELECT $2 AND NOT EXISTS (
+                                SELECT 1 FROM jobs WHERE priority = 'BACKGROUND' AND claimed_at > now() - $4::interval
+                            ) AND coalesce(now() - $4::interval > (
+                                SELECT created_at FROM jobs WHERE {eligible} AND priority = 'BACKGROUND'
+                                ORDER BY turn, created_at LIMIT 1
+                            ), false) AS yes
+                        ), next AS (
+                            SELECT id FROM jobs WHERE {eligible}
+                              AND CASE priority WHEN 'BACKGROUND' THEN $2 ELSE NOT (SELECT yes FROM starving) END
+                            ORDER BY priority DESC, turn, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+                        )
+                        UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, worker = $3,
+                                        claimed_at = now(), heartbeat_at = now(),
+                                        started_at = coalesce(started_at, now()),
+                                        stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL
+                        FROM next WHERE jobs.id = next.id RETURNING jobs.*""",
+                    list(kinds),
+                    background,
+                    worker,
+                    dt.timedelta(seconds=ageing_seconds),
+                    lock,
+                )
+            except asyncpg.UniqueViolationError:  # somebody began the same at the same moment
+                continue
+        return None
+
+    async def leader(self, row: Row) -> Row | None:
+        """The job that does at this moment what the waiting job ``row`` is to do."""
+        if row["state"] != "QUEUED" or row["lock"] is None:
+            return None
+        return await self._pool.fetchrow("SELECT * FROM jobs WHERE lock = $1 AND state = 'RUNNING'", row["lock"])
+
+    async def followers(self, lock: str) -> list[UUID]:
+        """Jobs that wait for what the holder of ``lock`` does; at most a hundred."""
+        rows = await self._pool.fetch(
+            "SELECT id FROM jobs WHERE lock = $1 AND state = 'QUEUED' ORDER BY created_at LIMIT 100", lock
+        )
+        return [row["id"] for row in rows]
 
     async def beat(self, job_id: UUID, attempt: int, stage: str, fraction: float, eta: float | None) -> bool:
         """Renew the lease and store progress; returns whether the job is to be cancelled."""
@@ -196,9 +268,16 @@ class JobStore:
         """Put a running job into a final state; one that was to be cancelled does not fail any more."""
         row = await self._pool.fetchrow(
             _telling(
-                """UPDATE jobs SET state = CASE WHEN $4 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $4 END,
+                f"""UPDATE jobs SET state = CASE WHEN $4 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $4 END,
                                    error = CASE WHEN cancel_requested THEN NULL ELSE $5::jsonb END,
                                    warnings = $6, timings = $7, ended_at = now(),
+                                   attempts = {
+                    _ATTEMPT.format(
+                        outcome="CASE WHEN $4 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $4 END",
+                        reason="$5::jsonb ->> 'reason'",
+                        message="$5::jsonb ->> 'message'",
+                    )
+                },
                                    stage = 'UNSPECIFIED', eta_seconds = NULL,
                                    fraction = CASE WHEN $4 = 'SUCCEEDED' THEN 1 ELSE fraction END
                    WHERE id = $2 AND attempt = $3 AND state = 'RUNNING'"""
@@ -215,16 +294,58 @@ class JobStore:
             raise LeaseLost
         return row
 
-    async def hand_back(self, job_id: UUID, attempt: int, *, retry_in: float | None = None) -> None:
+    async def hand_back(
+        self, job_id: UUID, attempt: int, *, retry_in: float | None = None, reason: str = "", message: str = ""
+    ) -> None:
         """Return a running job to the queue: this worker stops, or (``retry_in`` seconds) the attempt failed."""
+        remembered = _ATTEMPT.format(
+            outcome="CASE WHEN $3::interval IS NULL THEN 'HANDED_BACK' ELSE 'FAILED' END",
+            reason="nullif($4::text, '')",
+            message="nullif($5::text, '')",
+        )
         await self._pool.execute(
-            """UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL, stage = 'UNSPECIFIED', fraction = 0,
-                               eta_seconds = NULL, failures = failures + ($3::interval IS NOT NULL)::int,
-                               not_before = now() + coalesce($3, '0 s')
+            f"""UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL, stage = 'UNSPECIFIED', fraction = 0,
+                                eta_seconds = NULL, failures = failures + ($3::interval IS NOT NULL)::int,
+                                not_before = now() + coalesce($3, '0 s'), attempts = {remembered},
+                                turn = coalesce(({_FIRST_TURN.format(priority="jobs.priority")}), 0)
                WHERE id = $1 AND attempt = $2 AND state = 'RUNNING'""",
             job_id,
             attempt,
             None if retry_in is None else dt.timedelta(seconds=retry_in),
+            reason,
+            message,
+        )
+
+    async def requeue_lost(self, lease_seconds: float, most_failures: int) -> list[Row]:
+        """Take running jobs from workers that give no sign of life; as they are now.
+
+        They wait again, first of their priority, or end: cancelled if that was asked, failed after too many failures.
+        """
+        return await self._pool.fetch(
+            _telling(
+                f"""UPDATE jobs SET state = fate.state, failures = failures + 1, heartbeat_at = NULL,
+                                    stage = 'UNSPECIFIED', eta_seconds = NULL, not_before = now(),
+                                    fraction = CASE WHEN fate.state = 'QUEUED' THEN 0 ELSE fraction END,
+                                    ended_at = CASE WHEN fate.state <> 'QUEUED' THEN now() END,
+                                    error = CASE WHEN fate.state = 'FAILED' THEN jsonb_build_object(
+                                        'reason', 'ATTEMPTS_EXHAUSTED', 'retryable', true,
+                                        'message', format('%s attempts were cut short', failures + 1)) END,
+                                    turn = coalesce(({_FIRST_TURN.format(priority="jobs.priority")}), 0),
+                                    attempts = {
+                    _ATTEMPT.format(
+                        outcome="'LOST'", reason="'WORKER_LOST'", message="'the worker gave no sign of life'"
+                    )
+                }
+                    FROM (SELECT id AS lost_id, CASE WHEN cancel_requested THEN 'CANCELLED'
+                                                     WHEN failures + 1 >= $3 THEN 'FAILED' ELSE 'QUEUED' END AS state
+                          FROM jobs WHERE state = 'RUNNING' AND heartbeat_at < now() - $2::interval
+                          ORDER BY heartbeat_at LIMIT 1000 FOR UPDATE SKIP LOCKED) AS fate
+                    WHERE id = fate.lost_id""",
+                "jobs.*",
+            ),
+            self._webhook_urls,
+            dt.timedelta(seconds=lease_seconds),
+            most_failures,
         )
 
     async def cancel(self, job_id: UUID, owner: str) -> Row | None:
@@ -249,16 +370,17 @@ class JobStore:
         )
         return [row["id"] for row in rows]
 
-    async def stranded(self, queued_seconds: float, lease_seconds: float) -> list[Row]:
-        """Jobs that nobody seems to be at: long in the queue, or without a sign of life."""
-        return await self._pool.fetch(
-            """SELECT * FROM jobs
-               WHERE (state = 'QUEUED' AND created_at < now() - $1::interval AND not_before <= now())
-                  OR (state = 'RUNNING' AND heartbeat_at < now() - $2::interval)
-               ORDER BY priority DESC, created_at LIMIT 1000""",
-            dt.timedelta(seconds=queued_seconds),
-            dt.timedelta(seconds=lease_seconds),
+    async def due(self, most: int) -> int:
+        """How many jobs wait for nothing but a worker, counted up to ``most``."""
+        count = await self._pool.fetchval(
+            """SELECT count(*) FROM (
+                   SELECT 1 FROM jobs WHERE state = 'QUEUED' AND not_before <= now()
+                     AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.lock = jobs.lock
+                                     AND other.state = 'RUNNING')
+                   ORDER BY priority DESC, turn, created_at LIMIT $1) AS counted""",
+            most,
         )
+        return int(count)
 
     async def counts(self) -> list[Row]:
         """Unfinished jobs by state and priority, with the age of the oldest in seconds."""

@@ -35,7 +35,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
     """Accepted, waiting for a worker."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker is at it."""
+    """A worker is at it, or at another job that does the very same: its result will be this job's."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
     """Done; its artifacts are stored."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
@@ -51,7 +51,7 @@ JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 JOB_STATE_QUEUED: JobState.ValueType  # 1
 """Accepted, waiting for a worker."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker is at it."""
+"""A worker is at it, or at another job that does the very same: its result will be this job's."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
 """Done; its artifacts are stored."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
@@ -167,7 +167,7 @@ class JobError(_message.Message):
     VOICE_UNAVAILABLE: the voice's files cannot be loaded; VOICE_PITCH_UNKNOWN: its pitch_range was removed;
     MODEL_UNAVAILABLE, MODEL_FAILED: a model could not be loaded, or failed again and again;
     MODEL_REFUSED: a model does not do what the job asks for; MIXER_FAILED: the mixer does not;
-    INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: workers died under it;
+    INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: too many workers died under it;
     INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
     """
     message: _builtins.str
@@ -336,6 +336,7 @@ class Job(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, "jobs/{id}"."""
     kind: Global___JobKind.ValueType
@@ -362,7 +363,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
-        """Estimated time until its end; not given when unknown."""
+        """Estimated time until its end, from the pace of jobs like it; not given when unknown."""
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_artifact_pb2.Artifact]:
@@ -392,6 +393,10 @@ class Job(_message.Message):
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]:
         """Where the time went, in the order of the stages begun."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """The attempts that have ended, oldest first."""
+
     def __init__(
         self,
         *,
@@ -413,16 +418,94 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         timings: _abc.Iterable[Global___StageTiming] | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "attempts", b"attempts", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One attempt at a job that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Attempt._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: Attempt._Outcome.ValueType  # 0
+        """Not an outcome."""
+        OUTCOME_SUCCEEDED: Attempt._Outcome.ValueType  # 1
+        """The job was done."""
+        OUTCOME_FAILED: Attempt._Outcome.ValueType  # 2
+        """Something failed; the job is tried again, or has failed with it."""
+        OUTCOME_CANCELLED: Attempt._Outcome.ValueType  # 3
+        """The caller cancelled the job."""
+        OUTCOME_HANDED_BACK: Attempt._Outcome.ValueType  # 4
+        """Its worker was told to stop, and handed the job back."""
+        OUTCOME_LOST: Attempt._Outcome.ValueType  # 5
+        """Its worker died or gave no sign of life."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """How an attempt ended."""
+
+    OUTCOME_UNSPECIFIED: Attempt.Outcome.ValueType  # 0
+    """Not an outcome."""
+    OUTCOME_SUCCEEDED: Attempt.Outcome.ValueType  # 1
+    """The job was done."""
+    OUTCOME_FAILED: Attempt.Outcome.ValueType  # 2
+    """Something failed; the job is tried again, or has failed with it."""
+    OUTCOME_CANCELLED: Attempt.Outcome.ValueType  # 3
+    """The caller cancelled the job."""
+    OUTCOME_HANDED_BACK: Attempt.Outcome.ValueType  # 4
+    """Its worker was told to stop, and handed the job back."""
+    OUTCOME_LOST: Attempt.Outcome.ValueType  # 5
+    """Its worker died or gave no sign of life."""
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Which it was, from 1."""
+    outcome: Global___Attempt.Outcome.ValueType
+    """How it ended."""
+    reason: _builtins.str
+    """Why, as in JobError; empty unless FAILED or LOST."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended, or was taken for lost."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        outcome: Global___Attempt.Outcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "number", b"number", "outcome", b"outcome", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class StageTiming(_message.Message):

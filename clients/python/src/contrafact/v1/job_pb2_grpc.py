@@ -83,7 +83,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job. Running work stops within a segment. A job that has ended stays as it is.
+        """Cancels a job. Running work stops within two seconds, a segment that a model has begun with its end; results
+        stored so far stay. A job that has ended stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

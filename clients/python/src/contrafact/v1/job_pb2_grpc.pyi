@@ -40,7 +40,9 @@ class JobServiceStub:
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.WatchJobResponse]
     """Streams the events of a job: what happened so far (or since a cursor), then what happens, until its end."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.CancelJobResponse]
-    """Cancels a job. Running work stops within a segment. A job that has ended stays as it is."""
+    """Cancels a job. Running work stops within two seconds, a segment that a model has begun with its end; results
+    stored so far stay. A job that has ended stays as it is.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -54,7 +56,9 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchJob: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams the events of a job: what happened so far (or since a cursor), then what happens, until its end."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Cancels a job. Running work stops within a segment. A job that has ended stays as it is."""
+    """Cancels a job. Running work stops within two seconds, a segment that a model has begun with its end; results
+    stored so far stay. A job that has ended stays as it is.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Jobs of every kind. They are created by the service of their kind."""
@@ -89,6 +93,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.CancelJobResponse, _abc.Awaitable[_job_pb2.CancelJobResponse]]:
-        """Cancels a job. Running work stops within a segment. A job that has ended stays as it is."""
+        """Cancels a job. Running work stops within two seconds, a segment that a model has begun with its end; results
+        stored so far stay. A job that has ended stays as it is.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
