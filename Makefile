@@ -1,5 +1,6 @@
 # make demo [SONG=path]   set up, start everything, give a song another voice and take it apart
 # make test               set up, run every test that needs no GPU
+# make fault              break everything, hundreds of times: half an hour (FAULT_SEED, FAULT_ROUNDS)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ OUT ?= out/demo
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo up test lint format protos release-protos bench lock clean
+.PHONY: setup demo up test fault lint format protos release-protos bench lock clean
 
 setup: $(READY)
 
@@ -28,7 +29,10 @@ up: setup
 	$(BIN)/contrafact up
 
 test: setup
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(BIN)/pytest -m "not gpu and not fault" --numprocesses 2 --dist loadfile $(ARGS)
+
+fault: setup
+	$(BIN)/pytest tests/fault $(ARGS)
 
 lint: setup $(BUF)
 	$(BIN)/ruff check

@@ -11,13 +11,22 @@ from pathlib import Path
 import pytest
 from contrafact import Client
 
-from servers.local import Stack, running_stack
+from servers.local import Stack, ports, running_stack
 from servers.media.synthetic import write_song
 from servers.platform.settings import Settings
 
 FAKE_MODELS = Path(__file__).parent / "fixtures" / "model_repository"
 AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 SONG = AUDIO / "Karissa_Hobbs_-_Lets_Go_Fishin.hq.ogg"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes run the tests (pytest-xdist), each has ports of its own: a port is free when it is
+    chosen, and must be so still when a server gets to using it."""
+    if process := getattr(config, "workerinput", None):
+        share = (ports._LAST - ports._FIRST) // process["workercount"]
+        ports._FIRST += share * int(process["workerid"].removeprefix("gw"))
+        ports._LAST = ports._FIRST + share
 
 
 def stack_settings(stack: Stack) -> Settings:
@@ -27,13 +36,23 @@ def stack_settings(stack: Stack) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``stack`` has its temporary files, and nobody else."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, temporary_folder: Path) -> Iterator[Stack]:
     """The whole stack, its model fake: stems are fixed gains of the mix."""
     with running_stack(
         tmp_path_factory.mktemp("stack"),
         model_repository=FAKE_MODELS,
         weights=False,
-        environment={"CONTRAFACT_UPLOAD_IDLE_SECONDS": "2", "CONTRAFACT_MAX_UPLOAD_BYTES": "30000000"},
+        environment={
+            "CONTRAFACT_UPLOAD_IDLE_SECONDS": "2",
+            "CONTRAFACT_MAX_UPLOAD_BYTES": "30000000",
+            "CONTRAFACT_TEMPORARY_FOLDER": str(temporary_folder),
+        },
     ) as running:
         yield running
 
@@ -49,6 +68,7 @@ def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "CONTRAFACT_FAKE_DELAY": "0.5",
             "CONTRAFACT_FAKE_CRASH": "1",
             "CONTRAFACT_WORKER_CONCURRENCY": "1",
+            "CONTRAFACT_INTERACTIVE_SLOTS": "0",
             "CONTRAFACT_LEASE_SECONDS": "4",
         },
     ) as running:
@@ -56,9 +76,9 @@ def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def settings(stack: Stack) -> Settings:
+def settings(stack: Stack, temporary_folder: Path) -> Settings:
     """Settings of ``stack``."""
-    return stack_settings(stack)
+    return stack_settings(stack).model_copy(update={"temporary_folder": temporary_folder})
 
 
 @pytest.fixture

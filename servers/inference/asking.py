@@ -14,6 +14,7 @@ from servers.inference.keeper import ModelKeeper
 from servers.inference.triton import Answer, Question, Region, Triton, TritonError
 from servers.platform import telemetry
 from servers.platform.settings import Settings
+from servers.platform.slots import Slots
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class InferenceRefused(InferenceFailed):
 
 
 class Asker:
-    """Asks one model on Triton; any number of questions at once."""
+    """Asks one model on Triton: many questions at once, and the rest wait for their turn."""
 
     def __init__(
         self, triton: Triton, keeper: ModelKeeper, settings: Settings, *, retry_seconds: float = RETRY_SECONDS
@@ -44,6 +45,7 @@ class Asker:
         self._triton = triton
         self._keeper = keeper
         self._retry_seconds = retry_seconds
+        self._slots = Slots(keeper.model, settings.model_requests_in_flight)
         self._suspects = {priority: asyncio.Lock() for priority in (1, 2)}
 
     async def ask(
@@ -63,7 +65,7 @@ class Asker:
             take: Copies what is wanted: the answer's memory is used again.
             output_bytes: Most that the large output needs, always the same with the same size of input, because
                 shared memory of that size is kept; None: both go inline.
-            priority: 1 overtakes 2 between inferences.
+            priority: 1 overtakes 2, here and in Triton. Waiting here counts against no timeout.
             request_id: Names the question in Triton's log.
             final: Tells errors that are an answer, not a failure; they are raised at once.
 
@@ -74,14 +76,15 @@ class Asker:
         """
         failures = 0
         while True:
-            started = time.perf_counter()
             # A question that kills the model fails its neighbours too, so what failed is tried again one at a time.
             alone = self._suspects[priority] if failures else contextlib.nullcontext()
             try:
                 async with alone:
                     if failures:
                         await self._keeper.wait(check=True)
-                    taken = await self._once(question, take, output_bytes, priority, request_id)
+                    async with self._slots.hold(priority):
+                        started = time.perf_counter()
+                        taken = await self._once(question, take, output_bytes, priority, request_id)
             except TritonError as error:
                 if final(error):
                     raise

@@ -47,7 +47,7 @@ class Segment:
     last: bool
 
 
-def plan(total: int, geometry: Geometry, *, skip_covered: bool = False) -> Iterator[Segment]:
+def plan(total: int, geometry: Geometry, *, skip_covered: bool = False, first: int = 0) -> Iterator[Segment]:
     """The segments of a track of ``total`` frames, in order.
 
     Args:
@@ -55,12 +55,14 @@ def plan(total: int, geometry: Geometry, *, skip_covered: bool = False) -> Itera
         geometry: The model's.
         skip_covered: Leave out a last segment that only covers frames which the one before it covers too.
             Saves one inference; the tail is then not blended (see the documentation for what that costs).
+        first: Leave out the segments without which the frames from this one's start on can be made: all before it
+            but the last of them, with whose answer its own is blended.
     """
     starts = range(0, total, geometry.stride)
     count = len(starts)
     if skip_covered and count > 1 and starts[-2] + geometry.length >= total:
         count -= 1
-    for index in range(count):
+    for index in range(max(0, min(first, count - 1) - 1), count):
         start = starts[index]
         frames = min(geometry.length, total - start)
         yield Segment(index, start, frames, start - (geometry.length - frames) // 2, index == count - 1)

@@ -53,7 +53,7 @@ class Separator:
         self._skip_covered = settings.skip_covered_segment
 
     async def separate(
-        self, blocks: AsyncIterator[Block], frames: int, level: Level, *, priority: int, request_id: str
+        self, blocks: AsyncIterator[Block], frames: int, level: Level, *, priority: int, request_id: str, first: int = 0
     ) -> AsyncGenerator[Separated, None]:
         """Separate a stream of stereo blocks at 44.1 kHz.
 
@@ -63,9 +63,10 @@ class Separator:
             level: Of the whole track.
             priority: 1 overtakes 2 between segments.
             request_id: Names this track in Triton's log.
+            first: Number of the segment to begin with. What comes is the same as without it, but for what is before.
 
         Yields:
-            Each segment's final frames, in order; together exactly ``frames``.
+            Each segment's final frames, in order; together exactly those from ``first * GEOMETRY.stride`` on.
 
         Raises:
             InferenceFailed: The model failed again and again.
@@ -77,7 +78,8 @@ class Separator:
         overlap_add = OverlapAdd(GEOMETRY)
         waiting: deque[tuple[Segment, asyncio.Task[Samples]]] = deque()
         history = History(CHANNELS, float(mean), float(1 / scale))
-        windows = _windows(blocks, plan(frames, GEOMETRY, skip_covered=self._skip_covered), frames, history)
+        segments = plan(frames, GEOMETRY, skip_covered=self._skip_covered, first=first)
+        windows = _windows(blocks, segments, frames, history)
 
         async def submit() -> bool:
             """Start on the next segment; returns whether there was one."""
@@ -99,7 +101,10 @@ class Separator:
                     # The model gets its next segment before this one is passed on, however long that takes.
                     if not await submit() and waiting:
                         nudge()
-                    yield Separated(overlap_add.add(segment, answer) * scale + mean, segment.start)
+                    finished = overlap_add.add(segment, answer)
+                    unwanted = max(0, first * GEOMETRY.stride - segment.start)
+                    if unwanted < finished.shape[-1]:
+                        yield Separated(finished[..., unwanted:] * scale + mean, segment.start + unwanted)
             finally:
                 for _, unfinished in waiting:
                     unfinished.cancel()
@@ -129,6 +134,7 @@ async def _windows(
             if block is None:
                 raise ValueError(f"the track ended after {history.end} of {frames} frames")
             history.append(block.samples)
+            history.forget(segment.window)  # or all before the first segment would be kept
         window = np.empty((CHANNELS, GEOMETRY.length), np.float32)
         history.window(segment.window, GEOMETRY.length, window)
         # The next window reaches back at most half a segment before its start.

@@ -29,6 +29,9 @@ Samples = NDArray[np.float32]
 
 CONTROL_SECONDS = 10.0
 REGION_PREFIX = "contrafact-"
+_RETIRE_AGAIN_SECONDS = 0.1
+_RETIRE_AT_MOST = 30.0
+_CLOSE_SECONDS = 3.0  # that what was cancelled may take to end
 
 
 class Region:
@@ -135,7 +138,7 @@ class Triton:
         self._free: dict[tuple[int, int], list[Region]] = {}
         self._regions: set[Region] = set()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._retire_seconds = min(30.0, settings.segment_timeout_seconds)
+        self._retire_seconds = min(_RETIRE_AT_MOST, settings.segment_timeout_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,6 +146,8 @@ class Triton:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=_CLOSE_SECONDS)
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -207,8 +212,7 @@ class Triton:
     async def region(self, input_bytes: int, output_bytes: int) -> AsyncIterator[Region | None]:
         """Lend a shared region of these sizes; None: tensors must go inline.
 
-        A region whose use did not end well is retired, not lent again at once: Triton may still be
-        writing to it.
+        A region whose use did not end well is not lent again but removed, as soon as Triton has done with it.
         """
         region = await self._take(input_bytes, output_bytes)
         try:
@@ -256,7 +260,9 @@ class Triton:
 
     def _retire(self, region: Region) -> None:
         async def later() -> None:
-            await asyncio.sleep(self._retire_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._retire_seconds):
+                    await self._until_unused(region)
             await self._remove(region)
 
         self._regions.add(region)  # removed at the latest when this client is closed
@@ -264,11 +270,26 @@ class Triton:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
+    async def _until_unused(self, region: Region) -> None:
+        """Unregister a region, which Triton refuses while a request that it has not ended uses it."""
+        while True:
+            await asyncio.sleep(_RETIRE_AGAIN_SECONDS)
+            try:
+                await self._unregister(region)
+            except TritonError as error:
+                if "in use" in error.message:
+                    continue
+            return
+
+    async def _unregister(self, region: Region) -> None:
+        with _translated():
+            await self._client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_SECONDS)
+
     async def _remove(self, region: Region) -> None:
         self._regions.discard(region)
         region.unlink()
-        with contextlib.suppress(TritonError), _translated():
-            await self._client.unregister_system_shared_memory(region.name, client_timeout=CONTROL_SECONDS)
+        with contextlib.suppress(TritonError):
+            await self._unregister(region)
 
     async def infer(
         self,

@@ -29,6 +29,7 @@ BACKENDS = STORES | {"triton"}
 VOICE_WEIGHTS = ("contentvec", "rmvpe")  # what all voices share
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 300.0
+RESTART_DELAY_SECONDS = 8.0  # the longest; the first is a quarter of a second, and it doubles
 _TRIM_SECONDS = 30.0
 
 _log = logging.getLogger("contrafact.local")
@@ -48,6 +49,10 @@ class Stack:
         triton_threads: CPU threads of each model's numeric libraries; None: they choose.
         gpu: Whether the models run on an NVIDIA GPU.
         environment: More settings (``CONTRAFACT_…``) for every child.
+        detours: Given how the backends and the mixer are reached, the settings by which Contrafact's servers are to
+            reach them instead: a proxy, say.
+        restarts: How often within five minutes a server that died is started again.
+        restart_delay: Longest wait before that, in seconds.
         report: Called with one line for each thing worth telling a person.
 
     Attributes:
@@ -72,6 +77,9 @@ class Stack:
         triton_threads: int | None = None,
         gpu: bool = False,
         environment: Mapping[str, str] | None = None,
+        detours: Callable[[Mapping[str, str]], Mapping[str, str]] = lambda environment: {},
+        restarts: int = RESTARTS,
+        restart_delay: float = RESTART_DELAY_SECONDS,
         report: Callable[[str], None] = _log.info,
     ) -> None:
         if unknown := set(only or ()) - BACKENDS:
@@ -89,6 +97,9 @@ class Stack:
         self._threads = triton_threads
         self._gpu = gpu
         self._extra = dict(environment or {})
+        self._detours = detours
+        self._restarts = restarts
+        self._restart_delay = restart_delay
         self._report = report
         self._tasks: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[None] | None = None
@@ -201,7 +212,7 @@ class Stack:
 
     async def _start_servers(self) -> None:
         # Each server takes a free port for its metrics, and says so in its log.
-        environment = {"CONTRAFACT_METRICS_PORT": "0", **self._child_environment()}
+        environment = {"CONTRAFACT_METRICS_PORT": "0", **self._child_environment(), **self._detours(self.environment)}
         if self._gpu:  # enough for two of its batches
             environment.setdefault("CONTRAFACT_SEGMENTS_IN_FLIGHT", "16")
         usual = Settings.model_fields["drain_seconds"].default
@@ -216,7 +227,7 @@ class Stack:
         workers = ["worker"] if self._workers == 1 else [f"worker-{n + 1}" for n in range(self._workers)]
         commands = [
             contrafact.api(environment, self.api_address, drain),
-            contrafact.mixer(environment, environment["CONTRAFACT_MIXER_URL"], drain),
+            contrafact.mixer(environment, self.environment["CONTRAFACT_MIXER_URL"], drain),
             *(contrafact.worker(environment, name, self._folder.logs, drain) for name in workers),
         ]
         await together(*(self._launch(command) for command in commands))
@@ -259,9 +270,9 @@ class Stack:
             while True:
                 now = time.monotonic()
                 ends = [end for end in ends if end > now - RESTART_WINDOW_SECONDS] + [now]
-                if len(ends) > RESTARTS:
-                    return self._fail(f"{problem}; given up after {RESTARTS} restarts")
-                delay = min(0.25 * 2 ** (len(ends) - 1), 8.0)
+                if len(ends) > self._restarts:
+                    return self._fail(f"{problem}; given up after {self._restarts} restarts")
+                delay = min(0.25 * 2.0 ** min(len(ends) - 1, 30), self._restart_delay)
                 self._report(f"{problem}; starting it again in {delay:g} s")
                 await child.sweep()
                 await asyncio.sleep(delay)

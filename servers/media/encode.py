@@ -58,15 +58,11 @@ _FLAC_MAX_RATE = 655_350
 class Encoder:
     """Encode one stream of known length. Not thread-safe, but calls may come from different threads in turn.
 
-    Samples are never rescaled. What exceeds full scale is clipped by every format but WAV, and counted. Rates
-    a lossy codec lacks are resampled: MP3 to 44.1 kHz (multiples of 11,025 Hz) or 48 kHz, Opus to 48 kHz.
+    Samples are never rescaled. What exceeds full scale is clipped by every format but WAV. Rates a lossy codec lacks
+    are resampled: MP3 to 44.1 kHz (multiples of 11,025 Hz) or 48 kHz, Opus to 48 kHz.
 
     Attributes:
         frames: encoded so far, at the input's rate.
-        clipped: samples beyond ±1.0 so far that the format cannot hold (0 for WAV). Exactly +1.0 does not
-            count,
-            though FLAC stores it one step of 2^-23 lower.
-        peak: largest absolute value so far.
         output_rate, output_frames: what the file will have.
     """
 
@@ -107,8 +103,7 @@ class Encoder:
         )
         self._channels, self._expected, self._written = channels, frames, 0
         self._finished = False
-        self.frames = self.clipped = 0
-        self.peak = 0.0
+        self.frames = 0
 
     def encode(self, samples: NDArray[np.float32]) -> bytes:
         """Encode float32 ``[channels, n]`` and return the bytes that are ready: all but a codec's short
@@ -128,13 +123,9 @@ class Encoder:
             raise ValueError(f"more than the announced {self._expected} frames")
         if count == 0:
             return b""
-        peak = max(float(samples.max()), -float(samples.min()))
-        if not np.isfinite(peak):
+        if not (np.isfinite(samples.max()) and np.isfinite(samples.min())):
             raise ValueError("the samples contain NaN or infinity")
         self.frames += count
-        self.peak = max(self.peak, peak)
-        if peak > 1.0 and self.format is not AudioFormat.WAV:
-            self.clipped += int(np.count_nonzero(np.abs(samples) > 1.0))
         return self._write(samples if self._resampler is None else self._resampler.process(samples))
 
     def finish(self) -> bytes:

@@ -12,10 +12,13 @@ from servers.inference.separation import Separator
 from servers.inference.triton import Triton
 from servers.inference.voices import VoiceModel
 from servers.orchestrator.engines.mixer import Mixer
+from servers.orchestrator.jobs.chores import Chores
 from servers.orchestrator.jobs.events import JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
+from servers.orchestrator.jobs.findings import Stores
+from servers.orchestrator.jobs.load import Load
 from servers.orchestrator.jobs.queue import JobQueue, consume
-from servers.orchestrator.jobs.reconcile import Reconciler
+from servers.orchestrator.jobs.reconcile import chores
 from servers.orchestrator.jobs.runner import Pipeline, Runner
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.jobs.webhooks import WebhookDeliverer
@@ -31,6 +34,7 @@ from servers.platform import telemetry
 from servers.platform.scratch import scratch
 from servers.platform.server import until_signalled
 from servers.platform.settings import Settings, settings
+from servers.platform.watchdog import Watchdog
 from servers.storage.database import connect
 from servers.storage.objects import ObjectStore
 
@@ -38,6 +42,7 @@ from servers.storage.objects import ObjectStore
 async def work(config: Settings) -> None:
     """Work until SIGTERM or SIGINT; running jobs are then handed back to the queue."""
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Watchdog(config.watchdog_seconds))
         folder = stack.enter_context(scratch(config.temporary_folder))
         config = config.model_copy(update={"temporary_folder": folder})
         pool = await connect(config)
@@ -61,7 +66,7 @@ async def work(config: Settings) -> None:
         separator, converter = Separator(triton, keeper, config), Converter(triton, voice_keeper, config)
         recordings, stems = Recordings(pool, objects, config), Stems(pool, objects)
         pipelines: dict[str, Pipeline] = {
-            "SEPARATE": SeparatePipeline(pool, objects, recordings, stems, separator, keeper),
+            "SEPARATE": SeparatePipeline(pool, objects, recordings, stems, separator, keeper, config),
             "COVER": CoverPipeline(
                 pool,
                 objects,
@@ -74,11 +79,12 @@ async def work(config: Settings) -> None:
                 voice_store,
             ),
         }
+        await stack.enter_async_context(Load(pool, config, export=True))
+        await stack.enter_async_context(Chores(pool, chores(Stores(pool, objects, config), store, queue)))
         runner = Runner(pipelines, store, events, queue, config)
         ready = asyncio.Event()
         tasks = [
-            asyncio.create_task(consume(config, runner.handle, ready)),
-            asyncio.create_task(Reconciler(pool, objects, store, queue, config).run()),
+            asyncio.create_task(consume(config, runner.serve, ready)),
         ]
         await ready.wait()
         telemetry.log().info("ready")

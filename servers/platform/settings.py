@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     mixer_host: str = "127.0.0.1"
     mixer_port: int = Field(50061, ge=0, le=65535)
     mixer_url: str = Field("127.0.0.1:50061", description="Where the others find the mixer.")
+    mixes_in_flight: int = Field(
+        16, ge=1, le=32, description="Of one worker; the mixer makes 32 at once and refuses more."
+    )
+    mixer_wait_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="For so long a job waits until there is room in the mixer before its attempt is given up.",
+    )
 
     # How this server is reached.
     api_host: str = "127.0.0.1"
@@ -76,6 +84,10 @@ class Settings(BaseSettings):
     )
     authentication: Literal["development"] = Field(
         "development", description="'development': every loopback caller is the principal 'local'."
+    )
+
+    watchdog_seconds: float = Field(
+        30.0, ge=0, description="A worker or API server that is stuck for so long ends itself; 0: it does not."
     )
 
     # What is seen of it.
@@ -98,7 +110,14 @@ class Settings(BaseSettings):
     shared_memory: Literal["auto", "on", "off"] = Field(
         "auto", description="Pass tensors to Triton through /dev/shm; 'auto': where Triton can open it."
     )
-    segments_in_flight: int = Field(2, ge=1, le=64)
+    segments_in_flight: int = Field(2, ge=1, le=64, description="Of one job.")
+    model_requests_in_flight: int = Field(
+        16,
+        ge=1,
+        le=128,
+        description="Of one process, to each model; more wait in order of priority. 16 are two of htdemucs' batches on "
+        "a GPU, one that runs and one that waits, and one of rvc's, whose queue there knows no priorities.",
+    )
     skip_covered_segment: bool = Field(
         False,
         description="Leave out a last segment whose frames the one before covers: one inference less, but "
@@ -122,10 +141,50 @@ class Settings(BaseSettings):
     )
 
     # Workers.
-    worker_concurrency: int = Field(2, ge=1, le=256)
-    lease_seconds: float = Field(15.0, ge=2)
+    worker_concurrency: int = Field(2, ge=1, le=256, description="Jobs at once in one worker.")
+    interactive_slots: int = Field(
+        1, ge=0, le=256, description="So many interactive jobs more: background jobs never fill a worker."
+    )
+    job_limits: dict[str, int] = Field({}, description="Jobs at once in one worker by kind, such as {'COVER': 1}.")
+    background_ageing_seconds: float = Field(
+        60.0, gt=0, description="When nothing but interactive jobs begin, a background job does after so long."
+    )
+    lease_seconds: float = Field(
+        10.0, ge=2, description="A worker that gives no sign of life for so long loses its jobs."
+    )
+    max_job_failures: int = Field(5, ge=1, description="Attempts that end badly before a job fails.")
+    max_queued_jobs: int = Field(100_000, ge=1, description="Jobs that wait, in each priority; more are refused.")
+    max_queued_jobs_per_owner: int = Field(10_000, ge=1, description="Jobs of one owner that wait; more are refused.")
     drain_seconds: float = Field(10.0, ge=0)
+    checkpoint_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="Separations of longer tracks store what they have made without loss as well, if that is not what "
+        "was asked for, so that another attempt goes on from there.",
+    )
     temporary_folder: Path | None = None
+
+    # Cleaning up: done by the workers, once for all of them; see ``servers.orchestrator.tidy``.
+    tidy_seconds: float = Field(600.0, gt=0, description="How often what has been kept long enough is looked for.")
+    orphans_seconds: float = Field(
+        3600.0, gt=0, description="How often the whole bucket is listed and compared with the database."
+    )
+    orphan_original_days: float = Field(
+        1.0,
+        ge=0,
+        description="Age at which an original that the database does not know is removed. Raise it when an old backup "
+        "of the database has been restored.",
+    )
+    half_transfer_days: float = Field(
+        1.0, ge=0, description="Age at which a transfer to the object store that was never completed is given up."
+    )
+    event_retention_days: float = Field(7.0, gt=0, description="How long after its last event a job can be followed.")
+    job_retention_days: float = Field(
+        90.0, gt=0, description="Jobs that ended so long ago are forgotten, and their request ids with them."
+    )
+    stem_retention_days: float = Field(
+        30.0, gt=0, description="Stems that nobody used for so long are removed; they can be made again."
+    )
 
     # Webhooks.
     webhook_urls: list[WebhookUrl] = Field([], description="Told of every job that ends; http or https.")

@@ -31,10 +31,13 @@ JOB_WAIT_SECONDS = Histogram(
     "contrafact_job_wait_seconds", "From creation to start of jobs.", ["kind", "priority"], buckets=_SECONDS
 )
 STAGE_SECONDS = Histogram("contrafact_stage_seconds", "Duration of stages.", ["kind", "stage"], buckets=_SECONDS)
-QUEUE_JOBS = Gauge("contrafact_queue_jobs", "Jobs waiting or running.", ["state", "priority"])
-QUEUE_OLDEST_SECONDS = Gauge("contrafact_queue_oldest_seconds", "Age of the oldest waiting job.", ["priority"])
+QUEUE_JOBS = Gauge("contrafact_queue_jobs", "Jobs waiting or running.", ["state", "kind", "priority"])
+QUEUE_OLDEST_SECONDS = Gauge("contrafact_queue_oldest_seconds", "Age of the oldest waiting job.", ["kind", "priority"])
 SEGMENTS = Counter("contrafact_segments_total", "Segments inferred.", ["model", "transport"])
 SEGMENT_SECONDS = Histogram("contrafact_segment_seconds", "Wall time of a segment's inference.", ["model"])
+RESUMED_SECONDS = Counter(
+    "contrafact_resumed_seconds_total", "Audio that attempts took over from earlier ones.", ["kind"]
+)
 SEGMENT_RETRIES = Counter("contrafact_segment_retries_total", "Segments sent again.", ["model", "reason"])
 MODEL_RECOVERIES = Counter("contrafact_model_recoveries_total", "Dead models unloaded and loaded.", ["model"])
 VOICE_IMPORTS = Counter("contrafact_voice_imports_total", "Imports of voices that ended.", ["reason"])

@@ -18,6 +18,8 @@ Redis holds no only copy of anything:
 
 =====================================================  ====================================================
 ``job:{job}:events``                                    stream of the job's events (protobuf ``JobEvent``)
+``{Kind}Ready:{track}``                                 channel: a job of this kind, whose name is the message, has
+                                                        succeeded (``SeparateReady:…``, ``CoverReady:…``)
 ``streaq:contrafact:*``                                 the queue; see ``orchestrator.jobs.queue``
 ``voices:pool``                                         the voice pool's last report (JSON), for some seconds
 ``voices:pool:counted``                                 process and counters of the pool that metrics include
@@ -77,6 +79,11 @@ def live_piece(job: UUID, attempt: int, result: str, start: int) -> str:
 def job_events(job: UUID) -> str:
     """The Redis stream of a job's events."""
     return f"job:{job}:events"
+
+
+def ready_channel(kind: str, track: UUID) -> str:
+    """The Redis channel where it is signalled that a job of this kind, such as "COVER", has succeeded."""
+    return f"{kind.capitalize()}Ready:{track}"
 
 
 VOICES_PREFIX = "voices/"

@@ -11,9 +11,10 @@ import io
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -22,9 +23,11 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 
 from servers.platform.settings import MIB, Settings
+from servers.storage import multipart
 
 READ_BYTES = 512 * 1024
 PART_BYTES = 8 * MIB
+_PAGE = 1000  # of a listing, as S3 gives them
 _THREADS = 16
 
 T = TypeVar("T")
@@ -32,6 +35,14 @@ T = TypeVar("T")
 
 class ObjectMissing(LookupError):
     """There is no object of that name."""
+
+
+class StoredObject(NamedTuple):
+    """An object as listings show it."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
 
 
 class ObjectStore:
@@ -172,6 +183,37 @@ class ObjectStore:
         found = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
         return [str(item.object_name) for item in found]
 
+    async def pages(self, prefix: str) -> AsyncIterator[list[StoredObject]]:
+        """All objects below ``prefix``, some at a time, in any order; one may come twice."""
+        found = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
+        while page := await self._run(_page, found):
+            yield page
+
+    async def half_transfers(self) -> AsyncIterator[list[multipart.HalfTransfer]]:
+        """Multipart uploads that have not been completed, some at a time."""
+        query: dict[str, str] | None = {"uploads": "", "max-uploads": str(_PAGE), "encoding-type": "url"}
+        while query is not None:
+            page, query = await self._run(self._half_transfers, query)
+            yield page
+
+    def _half_transfers(self, query: dict[str, str]) -> tuple[list[multipart.HalfTransfer], dict[str, str] | None]:
+        """A page, and the query for the next."""
+        # Not minio's own method, which is as private: it overlooks all that has no XML namespace, as with rclone.
+        parameters: dict[str, Any] = dict(query)
+        with multipart.none_is_no_error():
+            answer = self._client._execute("GET", self._bucket, query_params=parameters)
+            return multipart.read_page(answer.data, query)
+        return [], None
+
+    async def give_up(self, transfer: multipart.HalfTransfer) -> None:
+        """Remove the parts of a multipart upload; one that has ended meanwhile is no error."""
+
+        def give_up() -> None:
+            with multipart.none_is_no_error():
+                self._client._abort_multipart_upload(self._bucket, transfer.key, transfer.upload_id)
+
+        await self._run(give_up)
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that do not exist are no error."""
 
@@ -197,6 +239,10 @@ class ObjectStore:
     def upload_url(self, key: str, ttl: timedelta) -> str:
         """A URL that stores the object by PUT for ``ttl``."""
         return str(self._public.presigned_put_object(self._bucket, key, expires=ttl))
+
+
+def _page(found: Iterator[Any]) -> list[StoredObject]:
+    return [StoredObject(item.object_name, item.size or 0, item.last_modified) for item in islice(found, _PAGE)]
 
 
 def _close(opening: Future[urllib3.BaseHTTPResponse]) -> None:

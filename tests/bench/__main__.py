@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import cover, memory, parity, pool, rvc, speed
+from tests.bench import cover, jobs, memory, parity, pool, priority, rvc, scale, soak, speed
 
 ALL = {
     "parity": parity.measure,
@@ -15,6 +15,10 @@ ALL = {
     "cover": cover.measure,
     "cover-memory": memory.measure_cover,
     "pool": pool.measure,
+    "jobs": jobs.measure,
+    "priority": priority.measure,
+    "scale": scale.measure,
+    "soak": soak.measure,
 }
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from contrafact import Client, CoverProgress, FailedPrecondition, JobCancelled, NotFound, SyncClient, Voice
 
 from servers.local import Stack
-from servers.media.synthetic import write_song
 from tests.clients.command import contrafact, start
 
 pytestmark = pytest.mark.timeout(180)
@@ -56,10 +56,11 @@ async def test_a_cover_is_deleted(real_client: Client, singer: Voice, song: Path
 
 
 async def test_a_voice_in_use_stays_and_a_cover_can_be_cancelled(
-    real_client: Client, singer: Voice, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    real_client: Client, singer: Voice, song: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     long = tmp_path_factory.mktemp("long") / "song.flac"
-    write_song(long, seconds=120.0)
+    samples, rate = soundfile.read(song, dtype="int16")
+    soundfile.write(long, np.tile(samples, (6, 1)), rate)
     job = await real_client.cover(await real_client.upload(long), singer, format="wav")
     with pytest.raises(FailedPrecondition):
         await real_client.delete_voice(singer)

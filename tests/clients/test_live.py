@@ -205,7 +205,7 @@ async def test_no_more_is_taken_ahead_than_fits(peer: VoicePeer, client: Client)
     blocks = Blocks(bytes(256 << 10), endless=True)
     async with client.convert_voice(VOICE, blocks, 48_000):
         taken = -1
-        while blocks.taken != taken:
+        while not blocks.taken or blocks.taken != taken:
             taken = blocks.taken
             await asyncio.sleep(0.3)
         assert 0 < taken < 64

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 from contrafact import Client
 
@@ -17,24 +15,10 @@ from servers.local import Stack, running_stack
 from servers.platform.settings import Settings
 from servers.storage.objects import ObjectStore
 from tests.conftest import FAKE_MODELS, stack_settings
+from tests.fault.leftovers import processes_of, remains
 
 LEASE_SECONDS = 4
 DRAIN_SECONDS = 3
-
-
-def processes_of(temporary: Path) -> set[int]:
-    """All that the stack with this temporary folder has started, directly or not, and that still runs."""
-    found = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("CONTRAFACT_TEMPORARY_FOLDER") == str(temporary):
-                found.add(process.pid)
-    return found
-
-
-def regions_of(pids: set[int]) -> list[str]:
-    """Shared memory that these workers have made."""
-    return [path.name for pid in pids for path in Path("/dev/shm").glob(f"contrafact-{pid}-*")]
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +50,7 @@ def fault_stack(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> It
         prefix = running._folder.shm_prefix
         # Asked to stop, it takes eight seconds once a model of its has died.
         os.kill(running.processes["triton"].pid, signal.SIGKILL)
-    assert processes_of(temporary) == set()
-    assert regions_of(pids) == []
-    assert list(Path("/dev/shm").glob(f"{prefix}*")) == []
-    assert list(temporary.iterdir()) == []
+    assert remains(temporary, pids, prefix) == []
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from contrafact import Client
 from contrafact.v1 import audio_pb2
@@ -17,6 +16,7 @@ from contrafact.v1 import audio_pb2
 from servers.inference.separation import GEOMETRY
 from servers.local import Stack
 from servers.platform.settings import Settings
+from tests.fault.faults import model_process
 from tests.fault.test_jobs_survive import Database, pid_of, restarted
 from tests.orchestrator.test_covers import PLAIN, is_a_cover, shelf
 from tests.orchestrator.test_separation import noise, read, write
@@ -29,14 +29,6 @@ async def first_audio(job: Any) -> None:
     async for event in job.watch():
         if event.HasField("piece") and event.piece.stem == audio_pb2.STEM_KIND_UNSPECIFIED:
             return
-
-
-def model_process(stack: Stack, model: str) -> int:
-    """The process of one of Triton's models."""
-    for child in psutil.Process(stack.processes["triton"].pid).children(recursive=True):
-        if any(word.endswith(f"/{model}/1/model.py") for word in child.cmdline()):
-            return child.pid
-    raise AssertionError(f"{model} does not run")
 
 
 @pytest.mark.parametrize("victim", ["worker", "mixer", "triton", "rvc", "valkey"])
@@ -55,7 +47,9 @@ async def test_a_cover_survives(
     job = await fault_client.cover(track, name, format="wav", **PLAIN)
     await first_audio(job)
     if victim == "rvc":
-        os.kill(model_process(fault_stack, "rvc"), signal.SIGKILL)
+        process = model_process(fault_stack, "rvc")
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
     else:
         old = pid_of(fault_stack, victim)
         os.kill(old, signal.SIGKILL)

@@ -25,7 +25,8 @@ from servers.inference.separation import GEOMETRY, Level
 from servers.local import Stack
 from servers.platform.settings import Settings
 from servers.storage.objects import ObjectStore
-from tests.fault.conftest import DRAIN_SECONDS, regions_of
+from tests.fault.conftest import DRAIN_SECONDS
+from tests.fault.leftovers import regions_of
 from tests.inference.fake import CRASH
 from tests.orchestrator.test_separation import GAINS, fake_stem, noise, read, write
 

@@ -94,6 +94,15 @@ def test_skip_covered_leaves_out_only_what_is_covered(total: int) -> None:
     assert len(fewer) == len(every) - covered
 
 
+@given(st.integers(1, 10_000), st.integers(0, 20), st.booleans())
+def test_a_plan_from_a_segment_on_makes_the_same_frames(total: int, first: int, skip_covered: bool) -> None:
+    everything = list(plan(total, SMALL, skip_covered=skip_covered))
+    rest = list(plan(total, SMALL, skip_covered=skip_covered, first=first))
+    assert rest == everything[len(everything) - len(rest) :]
+    # It begins with the segment before the wanted one, or where that is left out, before the last.
+    assert rest[0].index == max(0, min(first, everything[-1].index) - 1)
+
+
 def test_history_does_not_grow() -> None:
     history = History(2, 0.0, 1.0)
     for _ in range(1000):

@@ -44,7 +44,8 @@ def nothing_left() -> Iterator[None]:
 
 
 def _leftovers() -> set[str]:
-    found = {f"pid {p.pid}" for p in psutil.Process().children(recursive=True)}
+    # Not their children: those of a stack that other tests use come and go.
+    found = {f"pid {p.pid}" for p in psutil.Process().children()}
     # By the start of their names: other stacks of this machine (other tests) are none of our business.
     found |= {str(path) for path in Path("/dev/shm").glob(f"contrafact-{os.getpid()}-*")}
     return found
@@ -113,7 +114,7 @@ def _ready(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_starts_serves_survives_a_restart_and_leaves_nothing(tmp_path: Path) -> None:
     with running_stack(tmp_path / "data", servers=False) as stack:
         one = dict(stack.environment)
-        assert stack.started_seconds < 10
+        assert 0 < stack.started_seconds < 30
         assert stat_mode(tmp_path / "data/credentials.json") == 0o600
         made = _sql(
             one,
@@ -302,9 +303,8 @@ def test_what_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_gives_up_on_what_dies_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servers.local.stack.RESTARTS", 1)
-    async with Stack(tmp_path, only={"valkey"}) as stack:
+async def test_gives_up_on_what_dies_again_and_again(tmp_path: Path) -> None:
+    async with Stack(tmp_path, only={"valkey"}, restarts=1) as stack:
         for _ in range(2):
             first = stack.processes["valkey"].pid
             os.kill(first, signal.SIGKILL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
@@ -124,10 +123,8 @@ async def test_cancelling_stops_the_thread(song: Path) -> None:
     task = asyncio.create_task(consume())
     await entered.wait()
     task.cancel()
-    began = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
-        await task
-    assert time.monotonic() - began < 1
+        await asyncio.wait_for(task, 20)
     assert not decoders()
     assert open_files() == files
 
@@ -146,8 +143,11 @@ async def test_decoding_waits_for_a_slow_consumer(song: Path, monkeypatch: pytes
     monkeypatch.setattr(source, "Block", counting)
     async with aclosing(decode(song)) as blocks:
         await anext(blocks)
-        await asyncio.sleep(0.3)
         # One was consumed, QUEUE_BLOCKS wait, one more is in the thread's hands.
+        async with asyncio.timeout(20):
+            while made < QUEUE_BLOCKS + 2:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # there was time for more
         assert made == QUEUE_BLOCKS + 2
 
 

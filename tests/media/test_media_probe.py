@@ -320,7 +320,10 @@ async def test_timeout_kills(twenty_minutes: Path) -> None:
 async def test_cancellation_kills(twenty_minutes: Path) -> None:
     before = children()
     task = asyncio.create_task(probe_isolated(twenty_minutes, max_seconds=9_999, timeout=60))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(20):
+        while not children() - before:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)  # it is at work
     assert children() - before
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -241,10 +241,10 @@ async def test_a_server_that_hangs_is_noticed(spare_mixer: MixerProcess) -> None
 async def test_a_slow_input_is_not_the_mixers_fault(mixer: MixerProcess) -> None:
     async def slow() -> AsyncIterator[Block]:
         async for block in endless(2):
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.0)
             yield block
 
-    async with Mixer(mixer.settings, idle_seconds=0.3) as client:
+    async with Mixer(mixer.settings, idle_seconds=1.0) as client:
         await collected(client.mix(spec_of(MixInput(), frames=2 * RATE), {"a": slow()}))
 
 

@@ -140,9 +140,7 @@ def test_any_other_length_is_refused_and_says_which_is_right(server: Server, fra
 @pytest.mark.parametrize("mix", [np.ones((1, 2, 1), np.float32), segment(3.0)], ids=["one frame", "parameter"])
 def test_a_probe_is_answered_without_computing(server: Server, computed: Path, mix: NDArray[Any]) -> None:
     before = computed.read_text() if computed.exists() else ""
-    started = time.monotonic()
     stems = server.infer(mix, parameters={"probe": True})
-    assert time.monotonic() - started < DELAY / 2
     assert stems.shape == (1, 4, 2, 1)
     assert not stems.any()
     assert (computed.read_text() if computed.exists() else "") == before
@@ -184,6 +182,19 @@ def test_cancelled_segments_are_not_computed(server: Server, computed: Path) -> 
     assert "49" in lines
     # One may have been on its way into the model when it was cancelled.
     assert len({"41", "42", "43", "44"} & set(lines)) <= 1
+
+
+def test_a_running_segment_ends_when_it_is_cancelled(start_triton: Start, tmp_path: Path) -> None:
+    (log := tmp_path / "log").touch()
+    with start_triton(tmp_path, FAKE, {"CONTRAFACT_FAKE_DELAY": "1000", "CONTRAFACT_FAKE_LOG": str(log)}) as server:
+        server.client.load_model("htdemucs")
+        calls = Calls(server)
+        for number in range(3):
+            call = calls.start("cancelled", segment(80.0 + number))
+            while f"{80 + number}" not in log.read_text():
+                time.sleep(0.02)
+            call.cancel()  # type: ignore[attr-defined]
+        assert server.infer(np.zeros((1, 2, 1), np.float32)).shape == (1, 4, 2, 1)  # a probe waits for what is running
 
 
 def test_a_request_that_waits_longer_than_its_timeout_is_refused(server: Server) -> None:

@@ -21,9 +21,8 @@ from contrafact.v1.job_pb2 import Job
 from numpy.typing import NDArray
 
 from servers.local import Stack
-from servers.orchestrator.jobs.queue import JobQueue
-from servers.orchestrator.jobs.reconcile import Reconciler
-from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.jobs.findings import Stores
+from servers.orchestrator.jobs.orphans import orphans as remove_orphans
 from servers.orchestrator.voices.verification import Register
 from servers.platform.settings import Settings
 from servers.storage.database import connect
@@ -257,8 +256,7 @@ async def test_bytes_that_no_cover_names_are_removed(
     orphans = [f"covers/{uuid.uuid4()}/{'ab' * 32}.flac", f"{made.name}/{'cd' * 32}.flac"]
     for orphan in orphans:
         await objects.put(orphan, b"left by a worker that was killed")
-    async with JobQueue(settings) as queue:
-        await Reconciler(pool, objects, JobStore(pool), queue, settings).remove_orphan_covers()
+    await remove_orphans(Stores(pool, objects, settings), False)
     left = await objects.find("covers/")
     assert not set(orphans) & set(left)
     assert sum(key.startswith(f"{made.name}/") for key in left) == 1

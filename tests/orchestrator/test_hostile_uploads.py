@@ -10,9 +10,8 @@ import asyncio
 import hashlib
 import io
 import itertools
-import re
+import os
 import struct
-import tempfile
 import threading
 import time
 import uuid
@@ -43,7 +42,6 @@ from tests.media.media_builders import make, make_video, tone, wav_bytes
 
 MIB = 1024 * 1024
 LIMIT = 30_000_000  # of the stack under test
-TEMPORARY = re.compile(r"contrafact-[a-z0-9_]{8}")  # the API's own; other programs have longer names
 
 Message = track_pb2.UploadTrackRequest
 Call: TypeAlias = "grpc.Future[track_pb2.UploadTrackResponse]"
@@ -297,7 +295,7 @@ async def cancel_midway(stranger: Stranger) -> Outcome:
 
     call = stranger.begin(messages())
     await asyncio.to_thread(sent.wait, 10)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.0)  # what has left us has arrived by then
     call.cancel()
     stranger.gone.set()
     return await asyncio.to_thread(_outcome_of_cancelled, call)
@@ -312,7 +310,7 @@ def _outcome_of_cancelled(call: Call) -> Outcome:
 
 async def expire_midway(stranger: Stranger) -> Outcome:
     """A client whose own deadline passes."""
-    return await stranger.send(stranger.spec(), chunk(0, sound()), stranger.then_silence(5), seconds=0.7)
+    return await stranger.send(stranger.spec(), chunk(0, sound()), stranger.then_silence(5), seconds=1.3)
 
 
 async def drip(stranger: Stranger) -> Outcome:
@@ -639,9 +637,12 @@ class Residue:
                SELECT 'track ' || id FROM tracks UNION ALL SELECT 'recording ' || sha256 FROM recordings"""
         )
         keys = [key for prefix in ("uploads/", "tracks/") for key in await self._objects.find(prefix)]
-        temporary = self._settings.temporary_folder or Path(tempfile.gettempdir())
-        folders = {str(path) for path in temporary.iterdir() if TEMPORARY.fullmatch(path.name)}
-        return {row[0] for row in rows} | set(keys) | folders
+        assert self._settings.temporary_folder
+        scratch = list(self._settings.temporary_folder.glob("contrafact-scratch-*"))
+        assert scratch
+        found = (entry for folder in scratch for entry in os.walk(folder))  # which may change meanwhile
+        files = {f"{at}/{name}" for at, folders, names in found for name in folders + names}
+        return {row[0] for row in rows} | set(keys) | files
 
     async def appears(self, before: set[str]) -> set[str]:
         """What there is beyond ``before``, given a moment to go away."""

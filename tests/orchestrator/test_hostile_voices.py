@@ -14,7 +14,7 @@ import pickle
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,10 +219,12 @@ async def gone_midway(stranger: Stranger, _folder: Path) -> Outcome:
 
 
 def being_verified() -> bool:
-    """Whether a process is at somebody's voice."""
-    return any(
-        "model_repository.rvc.verify" in (child.info["cmdline"] or ()) for child in psutil.process_iter(["cmdline"])
-    )
+    """Whether a process of a stack of ours is at somebody's voice."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "model_repository.rvc.verify" in child.cmdline():
+                return True
+    return False
 
 
 async def gone_while_verified(stranger: Stranger, _folder: Path) -> Outcome:

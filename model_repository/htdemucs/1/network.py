@@ -22,9 +22,9 @@ SEGMENT = htdemucs.SEGMENT
 _TRANSFORM: Any = SimpleNamespace(nfft=4096, hop_length=1024, cac=True, wiener_iters=0)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# (mix [batch, 2, SEGMENT], magnitude [batch, 4, 2048, 336])
-#   -> (spectrum [batch, 4, 4, 2048, 336], waveform [batch, 4, 2, SEGMENT])
-Core = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# (mix [batch, 2, SEGMENT], magnitude [batch, 4, 2048, 336], unwanted)
+#   -> (spectrum [batch, 4, 4, 2048, 336], waveform [batch, 4, 2, SEGMENT]), or None if it became unwanted
+Core = Callable[[torch.Tensor, torch.Tensor, Callable[[], bool]], tuple[torch.Tensor, torch.Tensor] | None]
 
 
 class LayersOnly(torch.nn.Module):
@@ -82,16 +82,23 @@ class Separator:
             )
         else:
             layers: Any = LayersOnly(htdemucs.load(weights_file)).to(settings.device)
-            self._core = torch.compile(layers) if settings.compile else layers
+            run: Any = torch.compile(layers) if settings.compile else layers
+            self._core = lambda mix, magnitude, unwanted: run(mix, magnitude)
 
     @torch.inference_mode()
-    def __call__(self, mix: torch.Tensor) -> torch.Tensor:
-        """Stems ``[batch, 4, 2, SEGMENT]`` of ``mix`` ``[batch, 2, SEGMENT]``, float32 on the CPU, same scale."""
+    def __call__(self, mix: torch.Tensor, unwanted: Callable[[], bool] = lambda: False) -> torch.Tensor | None:
+        """Stems ``[batch, 4, 2, SEGMENT]`` of ``mix`` ``[batch, 2, SEGMENT]``, float32 on the CPU, same scale.
+
+        None if ``unwanted``, which OpenVINO asks while it works, became true meanwhile.
+        """
         mix = mix.to(self.settings.device)
         spectrum = HTDemucs._spec(_TRANSFORM, mix)
         magnitude = HTDemucs._magnitude(_TRANSFORM, spectrum)
         with self._precision():
-            answer, waveform = self._core(mix, magnitude)
+            made = self._core(mix, magnitude, unwanted)
+        if made is None:
+            return None
+        answer, waveform = made
         masked = HTDemucs._mask(_TRANSFORM, spectrum, answer.float())
         stems: torch.Tensor = waveform.float() + HTDemucs._ispec(_TRANSFORM, masked, SEGMENT)
         return stems.cpu()

@@ -6,6 +6,7 @@ export depends on, so an upgrade makes a new one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -22,14 +23,18 @@ from weights import htdemucs
 EXPORT = 1  # raise when the export below changes
 OPSET = 17
 FREQUENCIES, FRAMES = 2048, 336  # of one segment's spectrogram
+ASK_MILLISECONDS = 50  # between questions whether the answer is still wanted; a layer ends before it stops: up to 35 ms
+
+Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
 def load(
     weights_file: Path, make_layers: Callable[[], torch.nn.Module], threads: int
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+) -> Callable[[torch.Tensor, torch.Tensor, Callable[[], bool]], Tensors | None]:
     """The compiled core; ``make_layers`` is called only when there is no usable export of ``weights_file``.
 
-    Segments of a batch run one after the other: the export has batch size 1, and on a CPU more gains nothing.
+    It gives None soon after what it is given last says that nobody wants the answer. Segments of a batch run one after
+    the other: the export has batch size 1, and on a CPU more gains nothing.
     """
     folder = _export_folder(weights_file)
     if not _intact(folder):
@@ -47,10 +52,16 @@ def load(
     )
     request = compiled.create_infer_request()
 
-    def run(mix: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(mix: torch.Tensor, magnitude: torch.Tensor, unwanted: Callable[[], bool]) -> Tensors | None:
         answers, waveforms = [], []
         for one_mix, one_magnitude in zip(mix, magnitude, strict=True):
-            request.infer([one_mix[None].contiguous().numpy(), one_magnitude[None].contiguous().numpy()])
+            request.start_async([one_mix[None].contiguous().numpy(), one_magnitude[None].contiguous().numpy()])
+            while not request.wait_for(ASK_MILLISECONDS):
+                if unwanted():
+                    request.cancel()
+                    with contextlib.suppress(RuntimeError):  # which says that it was cancelled
+                        request.wait()
+                    return None
             answers.append(torch.from_numpy(request.get_output_tensor(0).data.copy()))
             waveforms.append(torch.from_numpy(request.get_output_tensor(1).data.copy()))
         return torch.cat(answers), torch.cat(waveforms)

@@ -17,7 +17,8 @@ import triton_python_backend_utils as pb_utils
 
 SEGMENT = 343_980
 STEMS = 4
-Separate = Callable[[torch.Tensor], torch.Tensor]  # [batch, 2, SEGMENT] -> [batch, 4, 2, SEGMENT]
+# [batch, 2, SEGMENT] -> [batch, 4, 2, SEGMENT], or None if what is asked meanwhile said that nobody wants that any more
+Separate = Callable[[torch.Tensor, Callable[[], bool]], torch.Tensor | None]
 
 
 @dataclass
@@ -33,7 +34,8 @@ def answer(requests: Sequence[Any], separate: Separate, largest: int) -> list[An
     """One response for each request, in order; a bad request or a failed segment fails alone.
 
     At most ``largest`` requests are computed at once. Whether a request was cancelled is asked immediately before
-    its computation, so cancelled work costs nothing beyond the batch that is running.
+    its computation, so cancelled work costs nothing beyond the batch that is running; and ``separate`` may ask, while
+    it computes, whether all of its batch was, and stop.
     """
     responses: list[Any] = [None] * len(requests)
     pending: list[_Pending] = []
@@ -51,7 +53,7 @@ def answer(requests: Sequence[Any], separate: Separate, largest: int) -> list[An
         batch = []
         for one in pending[start : start + largest]:
             if one.request.is_cancelled():
-                responses[one.index] = _error("cancelled", pb_utils.TritonError.CANCELLED)
+                responses[one.index] = _cancelled()
             else:
                 batch.append(one)
         if batch:
@@ -62,7 +64,12 @@ def answer(requests: Sequence[Any], separate: Separate, largest: int) -> list[An
 def _compute(batch: list[_Pending], separate: Separate, responses: list[Any]) -> None:
     """Fill in the responses of ``batch``; if it fails as a whole (memory), its requests are tried one by one."""
     try:
-        stems = separate(torch.cat([one.mix for one in batch]))
+        mix = torch.cat([one.mix for one in batch])
+        stems = separate(mix, lambda: all(one.request.is_cancelled() for one in batch))
+        if stems is None:
+            for one in batch:
+                responses[one.index] = _cancelled()
+            return
         parts = torch.split(stems, [one.mix.shape[0] for one in batch])
         for one, part in zip(batch, parts, strict=True):
             responses[one.index] = _stems(part)
@@ -94,6 +101,10 @@ def _failure(error: Exception) -> Any:
         return _error(str(error), pb_utils.TritonError.INVALID_ARG)
     pb_utils.Logger.log_error(f"htdemucs: {type(error).__name__}: {error}")
     return _error(f"the segment could not be separated: {type(error).__name__}", pb_utils.TritonError.INTERNAL)
+
+
+def _cancelled() -> Any:
+    return _error("cancelled", pb_utils.TritonError.CANCELLED)
 
 
 def _error(text: str, code: Any) -> Any:

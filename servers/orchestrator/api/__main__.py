@@ -37,10 +37,13 @@ from servers.orchestrator.api.tracks import TrackService
 from servers.orchestrator.api.uploads import Uploads
 from servers.orchestrator.api.voice_pool import VoicePoolService
 from servers.orchestrator.api.voices import VoiceService
-from servers.orchestrator.jobs.events import EventHub, JobEvents
+from servers.orchestrator.jobs.events import JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
+from servers.orchestrator.jobs.hub import EventHub
+from servers.orchestrator.jobs.load import Load
 from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.jobs.views import JobViews
 from servers.orchestrator.voices.importing import Importer
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
@@ -49,6 +52,7 @@ from servers.platform.scratch import scratch
 from servers.platform.server import Server, Service, until_signalled
 from servers.platform.settings import Settings, settings
 from servers.platform.tasks import stopped
+from servers.platform.watchdog import Watchdog
 from servers.storage.database import connect
 from servers.storage.objects import ObjectStore
 from servers.storage.outages import OUTAGES
@@ -59,6 +63,7 @@ MODEL_CHECK_SECONDS = 2.0
 async def serve(config: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(Watchdog(config.watchdog_seconds))
         folder = stack.enter_context(scratch(config.temporary_folder))
         config = config.model_copy(update={"temporary_folder": folder})
         pool = await connect(config)
@@ -69,12 +74,14 @@ async def serve(config: Settings) -> None:
         redis = connect_redis(config)
         stack.push_async_callback(redis.aclose)
         queue = await stack.enter_async_context(JobQueue(config))
-        hub = await stack.enter_async_context(EventHub(redis))
         triton = await stack.enter_async_context(Triton(config))
 
         store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
+        load = await stack.enter_async_context(Load(pool, config))
+        views = JobViews(pool, store, load)
+        hub = await stack.enter_async_context(EventHub(events, views))
         tracks = TrackService(pool, objects, store, Uploads(pool, objects, config))
-        jobs = JobService(store, events, hub)
+        jobs = JobService(store, views, events, hub)
         # Workers keep the model loaded; a live voice that fails may have it loaded again from here, too.
         voice_keeper = ModelKeeper(triton, config.voice_model, config)
         voice_model = VoiceModel(triton, voice_keeper)
@@ -82,7 +89,7 @@ async def serve(config: Settings) -> None:
         importer = Importer(pool, objects, voice_store, config)
         voices = VoiceService(objects, voice_store, store, importer, voice_model, reports)
         voice_pool = VoicePoolService(voice_store, voice_model, reports)
-        creator = JobCreator(store, queue)
+        creator = JobCreator(store, views, queue, load, config)
         stems = StemService(pool, objects, store, creator, hub, config)
         covers = CoverService(pool, objects, store, creator, hub, voice_store, reports, config)
         conversion = ConversionService(

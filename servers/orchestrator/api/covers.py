@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from uuid import UUID
 
 from contrafact.v1 import audio_pb2, cover_pb2, cover_pb2_grpc, job_pb2
 from google.protobuf import json_format
 
-from servers.orchestrator.api.creation import JobCreator, complete
-from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
-from servers.orchestrator.api.live import ended_without, read_growing
+from servers.orchestrator.api.creation import JobCreator, Subject, complete
+from servers.orchestrator.api.jobs import find_job
+from servers.orchestrator.api.live import SILENCE_SECONDS, ended_without, maker, read_growing
 from servers.orchestrator.api.resources import (
     find_track,
     page_limit,
@@ -20,9 +19,10 @@ from servers.orchestrator.api.resources import (
     write_token,
 )
 from servers.orchestrator.api.voices import check_conversion, find_voice
-from servers.orchestrator.jobs import messages
-from servers.orchestrator.jobs.events import BEGINNING, EventHub
+from servers.orchestrator.jobs import locks, messages
+from servers.orchestrator.jobs.hub import EventHub
 from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
+from servers.orchestrator.pipelines.covers import cover_id
 from servers.orchestrator.voices.parameters import completed, completed_mix
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
@@ -80,7 +80,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         spec.conversion.CopyFrom(completed(spec.conversion))
         spec.mix.CopyFrom(completed_mix(spec.mix))
 
-        async def resources() -> tuple[UUID, UUID]:
+        async def subject() -> Subject:
             track, voice = await find_track(self._pool, spec.track), await find_voice(self._voices, spec.voice)
             if track["sample_rate"] < LOWEST_RATE:
                 message = f"a track of {track['sample_rate']} Hz cannot be covered; {LOWEST_RATE} Hz are needed"
@@ -89,9 +89,10 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
             if spec.conversion.auto_octave and voice["pitch_median"] is None:
                 message = "the voice's pitch is not known; import it with a sample, or set its pitch_range"
                 raise precondition("VOICE_PITCH_UNKNOWN", message)
-            return track["id"], voice["id"]
+            identity = cover_id(principal().id, track["sha256"], voice, spec)
+            return Subject(track["id"], voice["id"], locks.of_cover(identity))
 
-        job = await self._creator.create("COVER", spec, request.request_id, request.priority, resources)
+        job = await self._creator.create("COVER", spec, request.request_id, request.priority, subject)
         return cover_pb2.CreateCoverResponse(job=job)
 
     async def GetCover(self, request: cover_pb2.GetCoverRequest, context: Context) -> cover_pb2.GetCoverResponse:
@@ -145,7 +146,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         if job["kind"] != "COVER":
             raise invalid("NOT_A_COVER", "the job does not make a cover", "job")
         offset = request.offset
-        async with self._hub.listen(job["id"], BEGINNING) as listener:
+        async with self._hub.listen(job["id"]) as listener:
             while True:
                 # In this order: a cover that is stored between the two look-ups is found by the next round.
                 job = await find_job(self._store, request.job)
@@ -155,7 +156,8 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
                     yield cover_pb2.StreamCoverResponse(end=messages.artifact(row, ""), frames_ready=row["frames"])
                     return
                 said_anything = False
-                async for part, ready in read_growing(self._pool, self._objects, job, "cover", offset):
+                source = await maker(self._store, job)
+                async for part, ready in read_growing(self._pool, self._objects, source, "cover", offset):
                     said_anything = True
                     offset += len(part.data)
                     yield cover_pb2.StreamCoverResponse(chunk=part, frames_ready=ready)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
@@ -12,9 +14,10 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from servers.inference.models import SEPARATION_MODELS
-from servers.orchestrator.api.jobs import describe
+from servers.orchestrator.jobs.load import Load
 from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
 from servers.orchestrator.jobs.store import JobStore, NewJob
+from servers.orchestrator.jobs.views import JobViews
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid
 from servers.platform.identity import principal
@@ -30,12 +33,24 @@ def complete(spec: job_pb2.SeparationSpec | job_pb2.CoverSpec, settings: Setting
         raise invalid("UNKNOWN_MODEL", f"the models are {', '.join(SEPARATION_MODELS)}", "spec.model")
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a job is about."""
+
+    track_id: UUID
+    voice_id: UUID | None
+    lock: str
+
+
 class JobCreator:
     """Creates jobs and dispatches them."""
 
-    def __init__(self, store: JobStore, queue: JobQueue) -> None:
+    def __init__(self, store: JobStore, views: JobViews, queue: JobQueue, load: Load, settings: Settings) -> None:
         self._store = store
+        self._views = views
         self._queue = queue
+        self._load = load
+        self._settings = settings
 
     async def create(
         self,
@@ -43,7 +58,7 @@ class JobCreator:
         spec: Message,
         request_id: str,
         priority: job_pb2.Priority.ValueType,
-        resources: Callable[[], Awaitable[tuple[UUID, UUID | None]]],
+        subject: Callable[[], Awaitable[Subject]],
     ) -> job_pb2.Job:
         """The job of this request, new unless the request was made before.
 
@@ -52,23 +67,28 @@ class JobCreator:
             spec: What to do, with every default written down.
             request_id: A UUID; the same one gives the same job.
             priority: UNSPECIFIED: INTERACTIVE.
-            resources: Finds the ids of track and voice, or raises; not asked when the job exists, because what it
-                was made of may be gone.
+            subject: Finds what the job is about, or raises; not asked when the job exists, because that may be gone.
 
         Raises:
-            ApiError: ALREADY_EXISTS when the request made another job before, and what ``resources`` raises.
+            ApiError: ALREADY_EXISTS when the request made another job before, RESOURCE_EXHAUSTED when too many jobs
+                wait, and what ``subject`` raises.
         """
         level = job_pb2.Priority.Name(priority or job_pb2.PRIORITY_INTERACTIVE).removeprefix("PRIORITY_")
         wanted = (kind, level, json_format.MessageToDict(spec, preserving_proto_field_name=True))
         request = UUID(request_id)
         row = await self._store.find(principal().id, request)
         if row is None:
-            track_id, voice_id = await resources()
-            new = NewJob(principal().id, request, *wanted, track_id, telemetry.outgoing_headers(), voice_id)
+            about = await subject()
+            await self._admit(principal().id, level)
+            new = NewJob(
+                *(principal().id, request, *wanted, about.track_id, telemetry.outgoing_headers()),
+                voice_id=about.voice_id,
+                lock=about.lock,
+            )
             try:
                 row, is_new = await self._store.create(new)
             except asyncpg.ForeignKeyViolationError:  # something was deleted since
-                await resources()
+                await subject()
                 raise
             if is_new:
                 await self._dispatch(row)
@@ -79,11 +99,27 @@ class JobCreator:
                 "this request_id made a job with another specification",
                 fields=[("request_id", "already used")],
             )
-        return await describe(self._store, row)
+        return await self._views.job(row)
+
+    async def _admit(self, owner: str, priority: str) -> None:
+        """RESOURCE_EXHAUSTED if too many jobs wait already: a moment ago in all, or of this owner's now."""
+        if self._load.queued(priority) >= self._settings.max_queued_jobs:
+            raise self._full("QUEUE_FULL", f"too many {priority.lower()} jobs are waiting")
+        most = self._settings.max_queued_jobs_per_owner
+        if await self._store.waiting(owner, most) >= most:
+            raise self._full("TOO_MANY_JOBS", f"{most} of your jobs are waiting")
+
+    def _full(self, reason: str, detail: str) -> ApiError:
+        return ApiError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            reason,
+            f"{detail}; try again later",
+            retry_after=math.ceil(self._load.retry_after()),
+        )
 
     async def _dispatch(self, job: Row) -> None:
         try:
-            await self._queue.enqueue(job["id"], job["priority"], job["attempt"])
+            await self._queue.send(f"{job['id']}-{job['attempt']}")
         except QueueUnavailable as error:
-            # The job is accepted all the same: the reconciler dispatches it when Redis is back.
-            telemetry.log().warning("job not dispatched yet", job_id=str(job["id"]), error=str(error))
+            # The job is accepted all the same: the dispatcher wakes a worker for it.
+            telemetry.log().warning("nobody woken yet", job_id=str(job["id"]), error=str(error))

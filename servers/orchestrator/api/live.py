@@ -8,12 +8,20 @@ import grpc
 from contrafact.v1 import audio_pb2
 
 from servers.orchestrator.api.resources import chunk
+from servers.orchestrator.jobs.store import JobStore
 from servers.platform.errors import ApiError
 from servers.storage import keys
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
+# How long a listener believes that silence of a job's events means that there is nothing new.
+SILENCE_SECONDS = 2.0
 _PIECES = 4  # a few at a time, so that results of one job take turns
+
+
+async def maker(store: JobStore, job: Row) -> Row:
+    """The job whose live pieces are those of ``job``: another that does the same work meanwhile, or itself."""
+    return await store.leader(job) or job
 
 
 async def read_growing(

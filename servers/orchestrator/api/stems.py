@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from uuid import UUID
 
 from contrafact.v1 import job_pb2, stem_pb2, stem_pb2_grpc
 from google.protobuf import json_format
 
-from servers.orchestrator.api.creation import JobCreator, complete
-from servers.orchestrator.api.jobs import SILENCE_SECONDS, find_job
-from servers.orchestrator.api.live import ended_without, read_growing
+from servers.orchestrator.api.creation import JobCreator, Subject, complete
+from servers.orchestrator.api.jobs import find_job
+from servers.orchestrator.api.live import SILENCE_SECONDS, ended_without, maker, read_growing
 from servers.orchestrator.api.resources import (
     find_track,
     page_limit,
@@ -18,8 +17,9 @@ from servers.orchestrator.api.resources import (
     read_token,
     write_token,
 )
-from servers.orchestrator.jobs import messages
-from servers.orchestrator.jobs.events import BEGINNING, EventHub
+from servers.orchestrator.jobs import locks, messages
+from servers.orchestrator.jobs.hub import EventHub
+from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
 from servers.platform.errors import invalid, not_found
@@ -74,10 +74,11 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         if not spec.stems:
             spec.stems.extend(messages.STEMS[stem] for stem in DEFAULT_STEMS)
 
-        async def resources() -> tuple[UUID, None]:
-            return (await find_track(self._pool, spec.track))["id"], None
+        async def subject() -> Subject:
+            track = await find_track(self._pool, spec.track)
+            return Subject(track["id"], None, locks.of_separation(track["sha256"], spec))
 
-        job = await self._creator.create("SEPARATE", spec, request.request_id, request.priority, resources)
+        job = await self._creator.create("SEPARATE", spec, request.request_id, request.priority, subject)
         return stem_pb2.CreateSeparationResponse(job=job)
 
     async def GetStem(self, request: stem_pb2.GetStemRequest, context: Context) -> stem_pb2.GetStemResponse:
@@ -106,6 +107,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         self, request: stem_pb2.DownloadStemRequest, context: Context
     ) -> AsyncIterator[stem_pb2.DownloadStemResponse]:
         _, row = await find_stem(self._pool, request.name)
+        await stem_used(self._pool, row)
         async for part in read_chunks(
             self._objects, row["object_key"], row["size_bytes"], request.offset, request.name
         ):
@@ -123,17 +125,18 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
                 raise invalid("STEM_NOT_IN_JOB", "the job does not make this stem", f"positions[{index}].stem")
         positions = {position.stem: position.offset for position in request.positions}
         open_stems = positions or dict.fromkeys(spec.stems, 0)
-        async with self._hub.listen(job["id"], BEGINNING) as listener:
+        async with self._hub.listen(job["id"]) as listener:
             while True:
                 # In this order: a stem that is stored between the two look-ups is found by the next round.
                 job = await find_job(self._store, request.job)
                 finished = {messages.STEMS[row["stem"]]: row for row in await self._store.stems([job["id"]])}
+                source_job = await maker(self._store, job)
                 said_anything = False
                 for stem in list(open_stems):
                     if stem in finished:
                         source = self._finished(request.job, spec.track, finished[stem], open_stems.pop(stem))
                     else:
-                        source = self._growing(job, stem, open_stems)
+                        source = self._growing(source_job, stem, open_stems)
                     async for response in source:
                         said_anything = True
                         yield response
@@ -149,6 +152,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
     ) -> AsyncIterator[stem_pb2.StreamStemsResponse]:
         """The rest of a stored stem, and its end."""
         stem = messages.STEMS[row["stem"]]
+        await stem_used(self._pool, row)
         async for part in read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, job_name):
             yield stem_pb2.StreamStemsResponse(stem=stem, chunk=part)
         end = messages.artifact(row, track_name)

@@ -22,6 +22,7 @@ from servers.orchestrator.api.stems import find_stem
 from servers.orchestrator.api.uploads import Uploads, url_key
 from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
+from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
@@ -172,6 +173,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             key, file_name = cover["object_key"], f"{cover['id']}.{cover['format']}"
         elif "/stems/" in request.name:
             _, stem = await find_stem(self._pool, request.name)
+            await stem_used(self._pool, stem)
             key, file_name = stem["object_key"], request.name.split("/")[-1]
         else:
             row = await find_track(self._pool, request.name)

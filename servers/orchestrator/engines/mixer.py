@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +20,15 @@ from servers.orchestrator.engines.calls import Call, CallEnded, error_of
 from servers.platform import telemetry
 from servers.platform.server import CHANNEL_OPTIONS
 from servers.platform.settings import Settings
+from servers.platform.slots import BACKGROUND, Slots
 from servers.platform.tasks import to_the_end, together
 
 _MAX_READ_AHEAD_FRAMES = 4_194_304  # the server's own bound
 # A mix takes as long as its slowest input: this only ends what would never end.
 _DEADLINE_SECONDS, _DEADLINE_FACTOR = 3600.0, 20.0
+_REFUSAL_SECONDS = 0.25  # a mixer that is full says so at once
+_AGAIN_SECONDS, _AGAIN_AT_MOST = 0.5, 5.0
+_FULL = "TOO_MANY_MIXES"
 _FLOAT = np.dtype("<f4")
 
 
@@ -31,8 +37,9 @@ class MixerError(Exception):
 
     Attributes:
         status: the gRPC status.
-        reason: UPPER_SNAKE_CASE, as the proto names it; MIXER_STALLED if it took nothing and gave nothing for too long;
-            "" if it could not say (it is gone, for example).
+        reason: UPPER_SNAKE_CASE, as the proto names it; TOO_MANY_MIXES if it, or what this process may use of it, was
+            full for too long; MIXER_STALLED if it took nothing and gave nothing for too long; "" if it could not say
+            (it is gone, for example).
         message: a sentence for people.
     """
 
@@ -45,7 +52,7 @@ class Mixer:
     """A connection to the mixer.
 
     Args:
-        settings: where it is.
+        settings: where it is, how many mixes may be under way at once, how long one waits until it may begin.
         idle_seconds: a mixer that owes something and moves nothing for so long has failed; so long it may take to
             come up, too.
         read_ahead_seconds: no input is read further ahead of the slowest one. It must be more than what an input's
@@ -55,6 +62,8 @@ class Mixer:
     def __init__(self, settings: Settings, *, idle_seconds: float = 30.0, read_ahead_seconds: float = 30.0) -> None:
         self._url = settings.mixer_url
         self._idle_seconds, self._read_ahead_seconds = idle_seconds, read_ahead_seconds
+        self._wait_seconds = settings.mixer_wait_seconds
+        self._slots = Slots("mixer", settings.mixes_in_flight)
         self._channel: grpc.Channel
 
     async def __aenter__(self) -> Self:
@@ -67,14 +76,15 @@ class Mixer:
         await asyncio.to_thread(self._channel.close)
 
     async def mix(
-        self, spec: mixer_pb2.MixSpec, inputs: Mapping[str, AsyncIterable[Block]]
+        self, spec: mixer_pb2.MixSpec, inputs: Mapping[str, AsyncIterable[Block]], *, priority: int = BACKGROUND
     ) -> AsyncGenerator[Block | mixer_pb2.MixReport, None]:
-        """Mix ``inputs``, read concurrently; memory does not grow with their length.
+        """Mix ``inputs``, read concurrently, once there is room; memory does not grow with their length.
 
         Args:
             spec: what to mix; see the proto.
             inputs: for each input of the spec, consecutive blocks from frame 0 with the spec's rate and channels.
                 Closing them remains the caller's business.
+            priority: 1 begins before 2 when both wait for room.
 
         Yields:
             The mix in order, in blocks of at most half a second, ``spec.frames`` in all; last the report.
@@ -86,33 +96,62 @@ class Mixer:
         """
         if {asked.name for asked in spec.inputs} != set(inputs):
             raise ValueError(f"inputs {sorted(inputs)} are not those of the spec")
-        call = Call(
-            mixer_pb2_grpc.MixerServiceStub(self._channel).Mix,
-            _DEADLINE_SECONDS + _DEADLINE_FACTOR * spec.frames / spec.sample_rate,
-            telemetry.outgoing_headers(),
-        )
-        feed = _Feed(call, spec, self._read_ahead_seconds)
-        feeding = asyncio.create_task(feed.run(inputs))
-        reading: asyncio.Task[Any] | None = None
-        report = None
-        try:
-            while True:
-                reading = asyncio.create_task(call.read())
-                response = await self._answer(reading, feeding, feed)
-                if response is None:
-                    break
-                if response.HasField("report"):
-                    report = response.report
-                    continue
-                samples = np.frombuffer(response.block.samples, _FLOAT).reshape(spec.channels, -1)
-                yield Block(samples.astype(np.float32, copy=False), spec.sample_rate, response.block.start)
-            if report is None:
-                raise MixerError(grpc.StatusCode.UNKNOWN, "", "the mix ended without a report")
-            yield report
-        except grpc.RpcError as error:
-            raise MixerError(*error_of(error)) from error
-        finally:
-            await to_the_end(_ended(call, feeding, reading))
+        give_up = asyncio.get_running_loop().time() + self._wait_seconds
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout_at(give_up):
+                    await held.enter_async_context(self._slots.hold(priority))
+            except TimeoutError:
+                message = f"other mixes left no room for {self._wait_seconds:g} s"
+                raise MixerError(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL, message) from None
+            feed = _Feed(spec, self._read_ahead_seconds)
+            feeding = asyncio.create_task(feed.run(inputs))
+            reading: asyncio.Task[Any] | None = None
+            call: Call | None = None
+            report = None
+            try:
+                call = await self._accepted(spec, feeding, give_up)
+                feed.begin(call)
+                while True:
+                    reading = asyncio.create_task(call.read())
+                    response = await self._answer(reading, feeding, feed)
+                    if response is None:
+                        break
+                    if response.HasField("report"):
+                        report = response.report
+                        continue
+                    samples = np.frombuffer(response.block.samples, _FLOAT).reshape(spec.channels, -1)
+                    yield Block(samples.astype(np.float32, copy=False), spec.sample_rate, response.block.start)
+                if report is None:
+                    raise MixerError(grpc.StatusCode.UNKNOWN, "", "the mix ended without a report")
+                yield report
+            except grpc.RpcError as error:
+                raise MixerError(*error_of(error)) from error
+            finally:
+                await to_the_end(_ended(call, feeding, reading))
+
+    async def _accepted(self, spec: mixer_pb2.MixSpec, feeding: asyncio.Task[None], give_up: float) -> Call:
+        """A call that the mixer, which other workers use too, does not refuse because it is full."""
+        pause = _AGAIN_SECONDS
+        while True:
+            call = Call(
+                mixer_pb2_grpc.MixerServiceStub(self._channel).Mix,
+                _DEADLINE_SECONDS + _DEADLINE_FACTOR * spec.frames / spec.sample_rate,
+                telemetry.outgoing_headers(),
+            )
+            try:
+                if await call.ended(within=_REFUSAL_SECONDS):
+                    await call.read()  # raises what ended it
+                return call
+            except BaseException as error:
+                await to_the_end(call.close())
+                full = isinstance(error, grpc.RpcError) and error_of(error)[1] == _FULL
+                if not full or asyncio.get_running_loop().time() > give_up:
+                    raise
+            if feeding.done():
+                feeding.result()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, _AGAIN_AT_MOST)
 
     async def _answer(self, reading: asyncio.Task[Any], feeding: asyncio.Task[None], feed: _Feed) -> Any:
         """What ``reading`` reads, unless the feeding fails or nothing moves."""
@@ -130,11 +169,12 @@ class Mixer:
 
 
 class _Feed:
-    """Writes the inputs of one mix to its call, none of them too far ahead."""
+    """Writes the inputs of one mix to its call, none of them too far ahead; before there is one, it begins to read."""
 
-    def __init__(self, call: Call, spec: mixer_pb2.MixSpec, read_ahead_seconds: float) -> None:
+    def __init__(self, spec: mixer_pb2.MixSpec, read_ahead_seconds: float) -> None:
         self.written = 0  # messages
-        self._call, self._spec = call, spec
+        self._spec = spec
+        self._call: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
         self._read_ahead = max(1, min(round(read_ahead_seconds * spec.sample_rate), _MAX_READ_AHEAD_FRAMES))
         self._positions = [0] * len(spec.inputs)
         self._moved = asyncio.Condition()
@@ -145,13 +185,19 @@ class _Feed:
         """Whether the mixer is to take something now."""
         return self._lock.locked()
 
+    def begin(self, call: Call) -> None:
+        """Write to ``call``."""
+        self._call.set_result(call)
+
     async def run(self, inputs: Mapping[str, AsyncIterable[Block]]) -> None:
         """Write all there is; return early if the call ends, which its reader hears of."""
         with contextlib.suppress(CallEnded):
-            await self._write(mixer_pb2.MixRequest(spec=self._spec))
-            await together(*(self._input(place, inputs[asked.name]) for place, asked in enumerate(self._spec.inputs)))
+            await together(
+                self._write(mixer_pb2.MixRequest(spec=self._spec)),  # tasks begin in order, so this is written first
+                *(self._input(place, inputs[asked.name]) for place, asked in enumerate(self._spec.inputs)),
+            )
             await self._write(mixer_pb2.MixRequest(end=mixer_pb2.MixEnd()))
-            self._call.done_writing()
+            self._call.result().done_writing()
 
     async def _input(self, place: int, blocks: AsyncIterable[Block]) -> None:
         name, spec = self._spec.inputs[place].name, self._spec
@@ -181,14 +227,16 @@ class _Feed:
 
     async def _write(self, request: mixer_pb2.MixRequest) -> None:
         async with self._lock:
-            await self._call.write(request)
+            call = await asyncio.shield(self._call)  # which is not to be cancelled with one who waits for it
+            await call.write(request)
             self.written += 1
 
 
-async def _ended(call: Call, *tasks: asyncio.Task[Any] | None) -> None:
+async def _ended(call: Call | None, *tasks: asyncio.Task[Any] | None) -> None:
     """End what belongs to a mix."""
     running = [task for task in tasks if task is not None]
     for task in running:
         task.cancel()
-    await call.close()
+    if call is not None:
+        await call.close()
     await asyncio.gather(*running, return_exceptions=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,10 +20,12 @@ from streaq import Worker
 
 from servers.platform import telemetry
 from servers.platform.settings import Settings
-from servers.platform.tasks import Background
+from servers.platform.tasks import Background, stopped
 
 QUEUE = "contrafact"
 WAKING = 256  # tickets by which waiting jobs are called to mind, at most
+_SEND_SECONDS = 1.0
+LOOK_SECONDS = 2.0  # so soon, about, a job begins of which nobody was told
 
 Handler = Callable[[], Coroutine[Any, Any, None]]
 
@@ -85,10 +88,12 @@ class _Slots:
         finally:
             ended.cancel()
 
-    def look(self) -> None:
-        """Run jobs in all slots that are free, without any ticket."""
-        while len(self._tasks) < self._limit:
-            self._start()
+    async def look(self) -> None:
+        """For ever: now and then see without any ticket whether there are jobs, if a slot is free."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.5, 1.5))
+            if len(self._tasks) < self._limit:
+                self._start()
 
     def _start(self) -> asyncio.Task[None]:
         task = asyncio.create_task(self._handler())
@@ -127,11 +132,11 @@ class JobQueue(Background):
         """Wake a worker; while there is a ticket of the same name under way this changes nothing.
 
         Raises:
-            QueueUnavailable: Redis cannot be reached within 5 s.
+            QueueUnavailable: Redis cannot be reached within a second.
         """
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(_SEND_SECONDS):
                 await self._outbox.put((ticket, sent))
                 await sent
         except Exception as error:
@@ -171,12 +176,13 @@ class JobQueue(Background):
 async def consume(settings: Settings, handler: Handler, ready: asyncio.Event) -> None:
     """Run ``handler`` for every ticket until cancelled, as many at a time as a worker has slots.
 
-    streaQ ends when Redis goes away, so it is started again here, for ever. Meanwhile running jobs run on, and free
-    slots look for jobs without being told. When cancelled, this waits for the handlers that run: the caller sees to
-    it that they end.
+    streaQ ends when Redis goes away, so it is started again here, for ever. Meanwhile running jobs run on, and others
+    begin, if later than with tickets. When cancelled, this waits for the handlers that run: the caller sees to it that
+    they end.
     """
     logging.getLogger("streaq").setLevel(logging.ERROR)
     slots = _Slots(handler, _slots(settings))
+    looking = asyncio.create_task(slots.look())
     delay = 0.5
     try:
         while True:
@@ -187,10 +193,10 @@ async def consume(settings: Settings, handler: Handler, ready: asyncio.Event) ->
                 await worker.run_async()
             except Exception as error:
                 telemetry.log().warning("queue lost, connecting again", error=type(error).__name__)
-            slots.look()
             if asyncio.get_running_loop().time() - started > 30:
                 delay = 0.5
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5)
     finally:
+        await stopped(looking)
         await slots.all_done()

@@ -294,6 +294,8 @@ class Runner:
         telemetry.JOBS.labels(row["kind"], row["state"], reason).inc()
         telemetry.log().info("job ended", state=row["state"], reason=reason)
         await self._tell(run, row)
+        if row["state"] == "SUCCEEDED":
+            await self._events.ready(row["kind"], row["track_id"], row["id"])
 
     async def _tell(self, run: JobRun, row: Row) -> None:
         results = await self._store.results([run.id])

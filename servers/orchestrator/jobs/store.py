@@ -146,20 +146,6 @@ class JobStore:
         """All that jobs have stored: stems, then covers."""
         return [*await self.stems(job_ids), *await self.covers(job_ids)]
 
-    async def queue_position(self, row: Row) -> int:
-        """How many waiting jobs a worker would start before this one ('INTERACTIVE' > 'BACKGROUND')."""
-        if row["state"] != "QUEUED":
-            return 0
-        return int(
-            await self._pool.fetchval(
-                """SELECT count(*) FROM jobs WHERE state = 'QUEUED'
-                     AND (priority > $1 OR (priority = $1 AND (turn, created_at) < ($2, $3)))""",
-                row["priority"],
-                row["turn"],
-                row["created_at"],
-            )
-        )
-
     async def waiting(self, owner: str, most: int) -> int:
         """How many jobs of ``owner`` wait for a worker; counted up to ``most``."""
         count = await self._pool.fetchval(
@@ -381,11 +367,3 @@ class JobStore:
             most,
         )
         return int(count)
-
-    async def counts(self) -> list[Row]:
-        """Unfinished jobs by state and priority, with the age of the oldest in seconds."""
-        return await self._pool.fetch(
-            """SELECT state, priority, count(*) AS jobs,
-                      extract(epoch FROM now() - min(created_at))::float8 AS oldest
-               FROM jobs WHERE state IN ('QUEUED', 'RUNNING') GROUP BY state, priority"""
-        )

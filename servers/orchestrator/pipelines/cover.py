@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from contrafact.v1 import job_pb2
@@ -15,6 +17,7 @@ from servers.inference.voices import VoiceModel
 from servers.media.encode import AudioFormat
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
+from servers.orchestrator.pipelines.checkpoints import Checkpoints
 from servers.orchestrator.pipelines.cover_stream import CoverStream, Engines
 from servers.orchestrator.pipelines.covers import Covers, cover_id
 from servers.orchestrator.pipelines.failures import told_to_the_caller
@@ -22,6 +25,7 @@ from servers.orchestrator.pipelines.growing import GrowingFile, GrowingFiles
 from servers.orchestrator.pipelines.recordings import FETCHED, Recordings
 from servers.orchestrator.pipelines.stems import Stems
 from servers.orchestrator.voices.store import VoiceStore, files_of
+from servers.platform.tasks import together
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectStore
 
@@ -44,6 +48,7 @@ class CoverPipeline:
         voice_store: VoiceStore,
     ) -> None:
         self._files = GrowingFiles(pool, objects)
+        self._checkpoints = Checkpoints(pool, objects)
         self._recordings = recordings
         self._stems = stems
         self._covers = Covers(pool, objects)
@@ -73,19 +78,38 @@ class CoverPipeline:
             async with self._recordings.fetched(run, recording, *([stored["object_key"]] if stored else [])) as files:
                 vocals: GrowingFile | Path
                 vocals = files[1] if files[1:] else self._files.new(run, recording, "vocals", AudioFormat.FLAC)
-                await self._load(run, voice, separating=isinstance(vocals, GrowingFile))
-                stream = CoverStream(self._engines, run, spec, recording, voice, files[0], vocals)
-                async with aclosing(stream.blocks()) as blocks:
-                    async for block in blocks:
-                        await cover.write(block.samples)
-                        await run.progress(FETCHED + (MIXED - FETCHED) * block.end / recording["frames"])
-                await cover.finish()
+                separating = vocals if isinstance(vocals, GrowingFile) else None
+                await self._load(run, voice, separating=separating is not None)
+                async with aclosing(self._begun(run, separating)) as begun:
+                    stream = CoverStream(self._engines, run, spec, recording, voice, files[0], vocals, begun)
+                    works = [self._render(run, recording, stream, cover)]
+                    if separating is not None:
+                        works.append(self._publish(run, recording, model, stream, separating))
+                    await together(*works)
             await run.stage("PUBLISH")
-            if isinstance(vocals, GrowingFile):
-                await self._stems.publish(run, recording, model, [vocals])
-            elif stored:
+            if separating is None and stored:
                 await self._stems.take(run, sha256, model, "vocals", AudioFormat(stored["format"]))
             await self._covers.publish(run, identity, recording, cover, stream.semitones, stream.report)
+
+    async def _render(self, run: JobRun, recording: Row, stream: CoverStream, cover: GrowingFile) -> None:
+        async with aclosing(stream.blocks()) as blocks:
+            async for block in blocks:
+                await cover.write(block)
+                await run.progress(FETCHED + (MIXED - FETCHED) * block.end / recording["frames"])
+        await cover.finish()
+
+    async def _publish(self, run: JobRun, recording: Row, model: str, stream: CoverStream, vocals: GrowingFile) -> None:
+        """Publish the vocals as soon as there are all: no later attempt, nor another cover, separates them again."""
+        await stream.separated.wait()
+        await self._stems.publish(run, recording, model, [vocals])
+
+    async def _begun(self, run: JobRun, vocals: GrowingFile | None) -> AsyncGenerator[tuple[Row, bytes], None]:
+        """What an earlier attempt has stored of the vocals, as long as their format did not have to clip them."""
+        for rows in await self._checkpoints.rows(run, [vocals]) if vocals is not None else []:
+            exact = list(takewhile(lambda row: not row["clipped"], rows))
+            async with aclosing(self._checkpoints.read(exact)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def _load(self, run: JobRun, voice: Row, *, separating: bool) -> None:
         await run.stage("LOAD_MODEL")

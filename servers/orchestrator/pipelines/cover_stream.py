@@ -9,6 +9,7 @@ Each is read at its own pace: what is not converted yet waits, at most half a mi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.jobs.runner import JobRun
-from servers.orchestrator.pipelines.growing import GrowingFile
+from servers.orchestrator.pipelines.checkpoints import resumed
+from servers.orchestrator.pipelines.growing import GrowingFile, in_steps
 from servers.orchestrator.pipelines.octave import Listening
 from servers.orchestrator.pipelines.recordings import FrameReader, channels, separated
 from servers.orchestrator.voices.parameters import model_parameters, pitch_method
@@ -33,7 +35,6 @@ from servers.platform.tasks import Streams, unzipped
 from servers.storage.database import Row
 
 VOCALS, INSTRUMENTAL, SINGER = "vocals", "instrumental", "singer"  # inputs of the mix
-STEPS = np.float32(1 << 23)  # of a stored stem: 24 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,10 @@ class CoverStream:
         voice: A row of ``voices``.
         source: The recording's file.
         vocals: The file of its vocals, or where to write them when they are separated.
+        begun: What an earlier attempt has stored of those; closing it is the caller's business.
 
     Attributes:
+        separated: Set when the vocals are whole, long before the mix is.
         semitones: By how many the pitch is shifted; known when the first block has come.
         report: Of the mixer; known at the end.
     """
@@ -71,9 +74,11 @@ class CoverStream:
         voice: Row,
         source: Path,
         vocals: Path | GrowingFile,
+        begun: AsyncIterator[tuple[Row, bytes]],
     ) -> None:
         self.semitones = spec.conversion.semitones
         self.report = mixer_pb2.MixReport()
+        self.separated = asyncio.Event()
         self._engines = engines
         self._run = run
         self._spec = spec
@@ -81,6 +86,7 @@ class CoverStream:
         self._voice = voice
         self._source = source
         self._vocals = vocals
+        self._begun = begun
         self._request_id = f"{run.id}/{run.attempt}"
 
     async def blocks(self) -> AsyncGenerator[Block, None]:
@@ -103,7 +109,7 @@ class CoverStream:
         """The vocals in the precision in which they are stored, so that all attempts and later covers see the same."""
         async with aclosing(self._exact_vocals()) as blocks:
             async for block in blocks:
-                yield Block(np.rint(block.samples * STEPS) / STEPS, block.sample_rate, block.start)
+                yield Block(in_steps(block.samples), block.sample_rate, block.start)
 
     async def _exact_vocals(self) -> AsyncGenerator[Block, None]:
         if isinstance(self._vocals, Path):
@@ -113,11 +119,18 @@ class CoverStream:
                     yield block
             return
         await self._run.stage("SEPARATE")
-        async with aclosing(separated(self._engines.separator, self._run, self._recording, self._source)) as blocks:
+        async with aclosing(self._vocals.replay(self._begun)) as stored:
+            async for block in stored:
+                yield block
+        start = self._vocals.frames
+        resumed(self._run, self._recording, start)
+        parts = separated(self._engines.separator, self._run, self._recording, self._source, start=start)
+        async with aclosing(parts) as blocks:
             async for sources in blocks:
-                await self._vocals.write(sources["vocals"].samples)
+                await self._vocals.write(sources["vocals"])
                 yield sources["vocals"]
         await self._vocals.finish()
+        self.separated.set()
         await self._run.stage("CONVERT")
 
     async def _rows(self, vocals: AsyncIterator[Block]) -> AsyncGenerator[tuple[Block, ...], None]:

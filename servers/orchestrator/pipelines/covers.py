@@ -108,8 +108,8 @@ class Covers:
             file.encoder.output_rate,
             channels(recording),
             file.encoder.output_frames,
-            file.encoder.peak,
-            file.encoder.clipped,
+            file.peak,
+            file.clipped,
             report.integrated_lufs if report.HasField("integrated_lufs") else None,
             report.true_peak_db if report.HasField("true_peak_db") else None,
         )
@@ -133,7 +133,7 @@ class Covers:
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         warn_of_clipping(run, "cover", row)
-        await run.events.publish(run.id, job_pb2.JobEvent(artifact=messages.artifact(row, "")))
+        await run.publish(job_pb2.JobEvent(artifact=messages.artifact(row, "")))
 
 
 async def _keep_alive(connection: Connection, run: JobRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from servers.inference.separation import CHANNELS, SAMPLE_RATE, SOURCES, Level, Separated, Separator
+from servers.inference.separation import CHANNELS, GEOMETRY, SAMPLE_RATE, SOURCES, Level, Separated, Separator
 from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.media.resample import resample, resampled_frames
@@ -22,6 +23,7 @@ from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
 FETCHED = 0.01  # share of the whole work that is done then
+SETTLING_FRAMES = 1 << 15  # of the model's: where a resampler begins makes no difference so long after
 
 Samples = NDArray[np.float32]
 
@@ -72,23 +74,42 @@ def channels(recording: Row) -> int:
     return min(int(recording["channels"]), CHANNELS)
 
 
+def first_segment(frame: int, rate: int) -> int:
+    """Number of the segment with which a separation can begin to make the frames from ``frame`` at ``rate`` Hz on.
+
+    At other rates than the model's it begins a little earlier, and where segment and frame begin together, so that
+    the stems come out of the resampler as if it had begun at zero.
+    """
+    needed = frame * SAMPLE_RATE // rate
+    if rate != SAMPLE_RATE:
+        needed = max(0, needed - SETTLING_FRAMES)
+    whole = SAMPLE_RATE // math.gcd(GEOMETRY.stride * rate, SAMPLE_RATE)
+    return needed // GEOMETRY.stride // whole * whole
+
+
 async def separated(
-    separator: Separator, run: JobRun, recording: Row, source: Path
+    separator: Separator, run: JobRun, recording: Row, source: Path, *, start: int = 0
 ) -> AsyncGenerator[dict[str, Block], None]:
-    """The sources of a recording by name, as blocks of its own rate and channels, in order."""
+    """The sources of a recording by name, as blocks of its own rate and channels, in order, from frame ``start`` on."""
     rate, frames = recording["sample_rate"], recording["frames"]
+    if start >= frames:
+        return
     level = Level(recording["mean"], recording["std"])
     model_frames = max(1, resampled_frames(frames, rate, SAMPLE_RATE))
+    first = first_segment(start, rate)
+    made = frames - first * GEOMETRY.stride * rate // SAMPLE_RATE
     async with Streams() as streams:
         decoded = await streams.opened(decode(source))
         track = await streams.opened(_stereo(await streams.opened(resample(decoded, SAMPLE_RATE, frames=model_frames))))
         name = f"{run.id}/{run.attempt}"
         segments = await streams.opened(
-            separator.separate(track, model_frames, level, priority=run.priority, request_id=name)
+            separator.separate(track, model_frames, level, priority=run.priority, request_id=name, first=first)
         )
-        blocks = await streams.opened(resample(await streams.opened(_as_blocks(segments)), rate, frames=frames))
+        blocks = await streams.opened(resample(await streams.opened(_as_blocks(segments)), rate, frames=made))
         async for block in blocks:
-            yield {source: _part(block, index, channels(recording)) for index, source in enumerate(SOURCES)}
+            if block.end > start:
+                wanted = _from(block, start)
+                yield {source: _part(wanted, index, channels(recording)) for index, source in enumerate(SOURCES)}
 
 
 class FrameReader:
@@ -127,6 +148,12 @@ async def _as_blocks(segments: AsyncIterator[Separated]) -> AsyncGenerator[Block
     """All channels of all sources side by side, so that one resampler serves them."""
     async for part in segments:
         yield Block(part.samples.reshape(len(SOURCES) * CHANNELS, -1), SAMPLE_RATE, part.start)
+
+
+def _from(block: Block, start: int) -> Block:
+    """The frames of ``block`` from position ``start`` on."""
+    skip = max(0, start - block.start)
+    return Block(block.samples[:, skip:], block.sample_rate, block.start + skip)
 
 
 def _part(block: Block, index: int, wanted: int) -> Block:

@@ -1,4 +1,7 @@
-"""The pipeline of SEPARATE jobs: decode, separate, encode, store; all streamed."""
+"""The pipeline of SEPARATE jobs: decode, separate, encode, store; all streamed.
+
+An attempt goes on where an earlier one was cut short; see ``growing``.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from google.protobuf import json_format
 from servers.inference.keeper import ModelKeeper
 from servers.inference.models import versioned
 from servers.inference.separation import Separator
+from servers.media.blocks import Block
 from servers.media.decode import decode
-from servers.media.encode import AudioFormat
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.runner import JobRun
+from servers.orchestrator.pipelines.checkpoints import Checkpoints, resumed
 from servers.orchestrator.pipelines.failures import told_to_the_caller
 from servers.orchestrator.pipelines.growing import GrowingFile, GrowingFiles
 from servers.orchestrator.pipelines.recordings import FETCHED, FrameReader, Recordings, separated
 from servers.orchestrator.pipelines.stems import Stems
+from servers.platform.settings import Settings
 from servers.platform.tasks import together
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectStore
@@ -39,8 +44,10 @@ class SeparatePipeline:
         stems: Stems,
         separator: Separator,
         keeper: ModelKeeper,
+        settings: Settings,
     ) -> None:
-        self._files = GrowingFiles(pool, objects)
+        self._files = GrowingFiles(pool, objects, checkpoint_seconds=settings.checkpoint_seconds)
+        self._checkpoints = Checkpoints(pool, objects)
         self._recordings = recordings
         self._stems = stems
         self._separator = separator
@@ -61,29 +68,51 @@ class SeparatePipeline:
             return
         with told_to_the_caller():
             async with self._recordings.fetched(run, recording) as (source,):
+                growing = [self._files.new(run, recording, stem, audio_format) for stem in missing]
+                await self._resume(run, recording, growing)
                 await run.stage("LOAD_MODEL")
                 await self._keeper.wait()
                 await run.stage("SEPARATE")
-                made = await self._separate(run, recording, source, missing, audio_format)
+                await self._separate(run, recording, source, growing)
             await run.stage("PUBLISH")
-            await self._stems.publish(run, recording, model, made)
+            await self._stems.publish(run, recording, model, growing)
 
-    async def _separate(
-        self, run: JobRun, recording: Row, source: Path, stems: list[str], audio_format: AudioFormat
-    ) -> list[GrowingFile]:
-        growing = {stem: self._files.new(run, recording, stem, audio_format) for stem in stems}
+    async def _resume(self, run: JobRun, recording: Row, growing: list[GrowingFile]) -> None:
+        """Begin with what an earlier attempt has made."""
+
+        async def replay(file: GrowingFile, rows: list[Row]) -> None:
+            async with aclosing(self._checkpoints.read(rows)) as pieces, aclosing(file.replay(pieces)) as blocks:
+                async for _ in blocks:
+                    await run.progress(_fraction(_common(growing), recording))
+
+        rows = await self._checkpoints.rows(run, growing)
+        await together(*(replay(file, pieces) for file, pieces in zip(growing, rows, strict=False)))
+        resumed(run, recording, _common(growing))
+
+    async def _separate(self, run: JobRun, recording: Row, source: Path, growing: list[GrowingFile]) -> None:
+        start = _common(growing)
+        # The instrumental is the track minus its vocals, so it needs the track beside the stems.
+        subtracting = any(file.name == INSTRUMENTAL for file in growing)
         async with (
-            aclosing(separated(self._separator, run, recording, source)) as blocks,
-            aclosing(decode(source)) as decoded,
+            aclosing(separated(self._separator, run, recording, source, start=start)) as blocks,
+            aclosing(decode(source, start=start)) as decoded,
         ):
-            # The instrumental is the track minus its vocals, so it needs the track beside the stems.
-            original = FrameReader(decoded) if INSTRUMENTAL in stems else None
-            async for sources in blocks:
-                vocals = sources["vocals"]
-                parts = {name: block.samples for name, block in sources.items()}
+            original = FrameReader(decoded) if subtracting else None
+            async for parts in blocks:
+                vocals = parts["vocals"]
                 if original is not None:
-                    parts[INSTRUMENTAL] = await original.take(vocals.frames) - vocals.samples
-                await together(*(growing[stem].write(parts[stem]) for stem in stems))
-                await run.progress(FETCHED + (SEPARATED - FETCHED) * vocals.end / recording["frames"])
-        await together(*(stem.finish() for stem in growing.values()))
-        return list(growing.values())
+                    rest = await original.take(vocals.frames) - vocals.samples
+                    parts[INSTRUMENTAL] = Block(rest, vocals.sample_rate, vocals.start)
+                await together(*(file.write(parts[file.name]) for file in growing))
+                await run.progress(_fraction(vocals.end, recording))
+        await together(*(file.finish() for file in growing))
+
+
+def _common(growing: list[GrowingFile]) -> int:
+    """Frames that all of these files have."""
+    return min(file.frames for file in growing)
+
+
+def _fraction(frames: int, recording: Row) -> float:
+    """The share of the whole work that is done when so many frames are separated."""
+    return FETCHED + (SEPARATED - FETCHED) * frames / int(recording["frames"])

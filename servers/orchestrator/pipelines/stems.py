@@ -8,6 +8,7 @@ from contrafact.v1 import job_pb2
 
 from servers.media.encode import AudioFormat
 from servers.orchestrator.jobs import messages
+from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.runner import JobRun
 from servers.orchestrator.jobs.store import LeaseLost
 from servers.orchestrator.pipelines.growing import GrowingFile
@@ -27,18 +28,22 @@ class Stems:
 
     async def exact(self, sha256: str, model: str, stem: str) -> Row | None:
         """A stored stem that lost nothing when it was encoded, in whichever format."""
-        return await self._pool.fetchrow(
+        row = await self._pool.fetchrow(
             """SELECT * FROM stems WHERE sha256 = $1 AND model = $2 AND stem = $3
                  AND (format = 'wav' OR format = 'flac' AND clipped = 0) ORDER BY format LIMIT 1""",
             sha256,
             model,
             stem,
         )
+        if row is not None:
+            await stem_used(self._pool, row)
+        return row
 
     async def take(self, run: JobRun, sha256: str, model: str, stem: str, audio_format: AudioFormat) -> Row | None:
         """Make a stored stem one of the job's; None: it is not stored."""
         row = await self._assign(self._pool, run, sha256, model, stem, audio_format)
         if row is not None:
+            await stem_used(self._pool, row)
             await self._announce(run, row)
         return row
 
@@ -85,8 +90,8 @@ class Stems:
             stem.encoder.output_rate,
             channels(recording),
             stem.encoder.output_frames,
-            stem.encoder.peak,
-            stem.encoder.clipped,
+            stem.peak,
+            stem.clipped,
         )
 
     async def _assign(
@@ -110,7 +115,7 @@ class Stems:
     async def _announce(self, run: JobRun, row: Row) -> None:
         warn_of_clipping(run, row["stem"], row)
         artifact = messages.artifact(row, f"tracks/{run.row['track_id']}")
-        await run.events.publish(run.id, job_pb2.JobEvent(artifact=artifact))
+        await run.publish(job_pb2.JobEvent(artifact=artifact))
 
 
 def warn_of_clipping(run: JobRun, what: str, row: Row) -> None:

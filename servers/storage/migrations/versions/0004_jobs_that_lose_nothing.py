@@ -21,6 +21,8 @@ CREATE INDEX jobs_turns ON jobs (priority DESC, turn, created_at) WHERE state = 
 CREATE INDEX jobs_turns_of_owner ON jobs (owner, priority, turn) WHERE state = 'QUEUED';
 CREATE INDEX jobs_leases ON jobs (heartbeat_at) WHERE state = 'RUNNING';
 CREATE INDEX jobs_background_claimed ON jobs (claimed_at) WHERE priority = 'BACKGROUND';
+CREATE INDEX job_stems_stem ON job_stems (sha256, model, stem, format);
+CREATE INDEX job_covers_cover ON job_covers (cover_id);
 CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 
 ALTER TABLE stems ADD COLUMN used_at timestamptz NOT NULL DEFAULT now();

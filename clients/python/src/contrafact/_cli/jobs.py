@@ -13,11 +13,12 @@ from contrafact._cli.running import run
 
 if TYPE_CHECKING:
     from contrafact._client import Client
-    from contrafact.v1.job_pb2 import Job
+    from contrafact.v1.job_pb2 import Attempt, Job
 
 app = typer.Typer(help="Work on the server.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help='Job, "jobs/{id}".', show_default=False)]
 HEADER = ("NAME", "KIND", "STATE", "DONE", "STAGE", "CREATED", "TRACK")
+ATTEMPTS = ("ATTEMPT", "OUTCOME", "REASON", "TOOK")
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -32,6 +33,14 @@ def _row(job: Job) -> tuple[str, ...]:
         job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M"),
         job.separation.track or job.cover.track or "-",
     )
+
+
+def _attempt(attempt: Attempt) -> tuple[str, ...]:
+    from contrafact.v1.job_pb2 import Attempt
+
+    seconds = (attempt.end_time.ToDatetime() - attempt.start_time.ToDatetime()).total_seconds()
+    outcome = Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_").lower().replace("_", " ")
+    return str(attempt.number), outcome, attempt.reason or "-", f"{seconds:.1f} s"
 
 
 def _show(jobs: list[Job], json: bool) -> None:
@@ -68,10 +77,13 @@ def list_(
 
 @app.command()
 def get(name: Name, address: options.Address = None, json: options.Json = False) -> None:
-    """Show one job."""
+    """Show one job, and the attempts at it that have ended."""
 
     async def work(client: Client) -> None:
-        _show([(await client.job(name)).job], json)
+        job = (await client.job(name)).job
+        _show([job], json)
+        if job.attempts and not json:
+            table(ATTEMPTS, [_attempt(each) for each in job.attempts])
 
     run(address, work)
 
