@@ -63,13 +63,15 @@ class ModelKeeper(Background):
         """
         async with self._lock:  # one repairs, the others wait and find it done
             try:
+                await self._until_settled()
                 if await self._triton.is_ready(self.model):
-                    # Twice, the second time a little later: another worker may be reloading the model right now.
+                    # Twice, the second time a little later: another worker may be about to reload the model.
                     for pause in (random.uniform(0.1, 0.5), 0.0):
                         if await self._answers():
                             self.answered()
                             return
                         await asyncio.sleep(pause)
+                        await self._until_settled()
                     telemetry.MODEL_RECOVERIES.labels(self.model).inc()
                     telemetry.log().warning("model process is dead, reloading", model=self.model)
                     await self._triton.unload(self.model, self._load_timeout)
@@ -97,6 +99,12 @@ class ModelKeeper(Background):
                         await asyncio.sleep(_AGAIN_SECONDS)
         except TimeoutError:
             raise last from None
+
+    async def _until_settled(self) -> None:
+        """Wait while another worker has the model loaded: asked again, Triton would load it once more."""
+        began = time.monotonic()
+        while await self._triton.is_changing(self.model) and time.monotonic() - began < self._load_timeout:
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _answers(self) -> bool:
         answered = await self._triton.answered(self.model)

@@ -165,6 +165,15 @@ class Triton:
         except TritonError:
             return False
 
+    async def is_changing(self, model: str) -> bool:
+        """Whether somebody is having ``model`` loaded or unloaded at this moment."""
+        try:
+            with _translated():
+                index = await self._client.get_model_repository_index(client_timeout=CONTROL_SECONDS)
+        except TritonError:
+            return False
+        return any(known.name == model and known.state in ("LOADING", "UNLOADING") for known in index.models)
+
     async def answered(self, model: str) -> int:
         """How many requests ``model`` has answered since it was loaded, whoever asked; -1 when that is not known."""
         try:

@@ -108,7 +108,7 @@ def prepare(
         f"--cache-directory={package / 'caches'}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         # Importing torch on a busy machine takes longer than the default 30 s.
-        "--backend-config=python,stub-timeout-seconds=180",
+        "--backend-config=python,stub-timeout-seconds=60",
         "--allow-http=false",
         "--grpc-address=127.0.0.1",
         f"--grpc-port={grpc_port}",

@@ -26,6 +26,7 @@ from contrafact.v1.track_pb2 import Track
 
 from servers.inference.separation import GEOMETRY
 from servers.local import Stack
+from servers.platform.settings import Settings
 from tests.bench.common import RATE, keep
 from tests.bench.cover import computed, grown
 from tests.bench.ledger import table
@@ -36,25 +37,29 @@ REAL = os.environ.get("REAL") == "1"
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 SEGMENT_SECONDS = os.environ.get("SEGMENT_SECONDS", "0.5")
 SEGMENTS = 2  # of the job that is waited for
-BACKGROUND_SEGMENTS = 4
-BACKLOG = int(os.environ.get("BACKLOG", "6"))  # unfinished background jobs, the running ones included
+BACKGROUND_SEGMENTS = 8
+LONGEST = 9
+SLOTS = Settings.model_fields["worker_concurrency"].default
+BACKLOG = int(os.environ.get("BACKLOG", "8"))  # unfinished background jobs, the running ones included
 _PATIENCE_SECONDS = 1800.0
 
 Figures = dict[str, Any]
 
 
 class Library:
-    """Recordings of which no two are the same, so that every job has to be done."""
+    """Recordings of at most ``LONGEST`` segments, no two of which are the same: every job has to be done."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self._client = client
         self._folder = folder
         self._numbers = itertools.count()
+        self._music = noise(GEOMETRY.stride * (LONGEST + 1), 2)
 
     async def track(self, segments: int) -> Track:
         """A new one, uploaded."""
         number = next(self._numbers)
-        samples = await asyncio.to_thread(noise, GEOMETRY.stride * segments - 1000, 2, number)
+        start = number * 101 % GEOMETRY.stride
+        samples = self._music[:, start : start + GEOMETRY.stride * segments - 1000]
         path = await asyncio.to_thread(write, self._folder / f"{number}.wav", samples, RATE)
         try:
             return await self._client.upload(path)
@@ -103,8 +108,6 @@ async def scanning(client: Client, library: Library) -> AsyncIterator[None]:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             for _ in scanners:
                 await full.acquire()
-            while sum([1 async for _ in client.jobs(states=["running"])]) < 2:
-                await asyncio.sleep(0.1)
         yield
     finally:
         for scanner in scanners:
@@ -116,9 +119,22 @@ async def scanning(client: Client, library: Library) -> AsyncIterator[None]:
         raise RuntimeError(f"background jobs did not go on: {failures}")
 
 
-async def rounds(client: Client, library: Library, priority: str) -> list[Heard]:
-    """One after the other."""
-    return [await ask(client, library, priority) for _ in range(ROUNDS)]
+async def saturated(client: Client) -> None:
+    """Wait until background jobs run in all their slots and half of the others wait."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        for state, wanted in (("running", SLOTS), ("queued", (BACKLOG - SLOTS) // 2)):
+            while sum([1 async for _ in client.jobs(states=[state])]) < wanted:
+                await asyncio.sleep(0.1)
+
+
+async def rounds(client: Client, library: Library, priority: str, *, busy: bool = False) -> list[Heard]:
+    """One after the other; ``busy``: each while background jobs hold all their slots."""
+    heard = []
+    for _ in range(ROUNDS):
+        if busy:
+            await saturated(client)
+        heard.append(await ask(client, library, priority))
+    return heard
 
 
 def added(heard: list[Heard], idle: list[Heard], segment: float) -> Figures:
@@ -147,10 +163,10 @@ async def measured(folder: Path) -> Figures:
         before = await computed(stack)
         idle = await rounds(client, library, "interactive")
         cost = grown(before, await computed(stack))
-        segment = cost["htdemucs_seconds"] / cost["htdemucs_inferences"]
+        segment = cost["htdemucs_seconds"] / (ROUNDS * SEGMENTS)
         async with scanning(client, library):
-            after = await rounds(client, library, "interactive")
-            without = await rounds(client, library, "background")
+            after = await rounds(client, library, "interactive", busy=True)
+            without = await rounds(client, library, "background", busy=True)
     found = {"idle": idle, "after": after, "before": without}
     figures = {name: added(heard, idle, segment) for name, heard in found.items()}
     rows = [[name, *entry["first"].values(), *entry["end"].values()] for name, entry in figures.items()]

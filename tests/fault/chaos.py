@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -25,46 +25,15 @@ from tests.fault.faults import MODELS, Disk, Fault, System, model_ready
 from tests.fault.leftovers import duplicates, leaks, orphans, remains
 from tests.fault.load import Load
 from tests.fault.proxy import Network
+from tests.fault.strikes import PATIENCE_SECONDS, Strike, eventually
 from tests.orchestrator.voice_files import shelve
 
-LEASE_SECONDS = 3
-PATIENCE_SECONDS = 120.0  # for what was struck to be well, for jobs to go on, for things to be tidied
+LEASE_SECONDS = 4
 _POLL_SECONDS = 0.2
 _SETTLING_SECONDS = 0.05
 _GAINS = (0.5, 0.8, 1.0)
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)  # TimeoutError is an OSError
 
 Database: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-
-
-@dataclass
-class Strike:
-    """One fault, when it struck, and what followed.
-
-    Attributes:
-        at: Seconds since the epoch.
-        jobs: How many jobs waited or ran then.
-        waiting: Of those that ran, the ones that have not gone on since.
-        progress: Seconds until anything went on: an attempt began, a piece was stored, a job ended.
-        stall: Seconds until every job that ran then had gone on.
-        healthy: Seconds from the fault's end until what it struck was well.
-    """
-
-    kind: str
-    at: float
-    jobs: int
-    waiting: set[uuid.UUID]
-    progress: float | None = None
-    stall: float | None = None
-    healthy: float | None = None
-
-    def moved(self, job: uuid.UUID) -> None:
-        """Take note that a job went on."""
-        if self.progress is None:
-            self.progress = time.time() - self.at
-        self.waiting.discard(job)
-        if not self.waiting and self.stall is None:
-            self.stall = time.time() - self.at
 
 
 class Chaos:
@@ -179,7 +148,7 @@ class Chaos:
         at = time.time()
         striking = asyncio.create_task(fault.strike(self.system))
         await asyncio.sleep(_SETTLING_SECONDS)
-        with contextlib.suppress(*_AWAY):  # what was stored before it struck is no progress
+        with contextlib.suppress(Exception):  # what was stored before it struck is no progress
             async with self._database() as database:
                 self._look(await database.fetch(_UNFINISHED))
         running = {job for job, seen in self._seen.items() if seen[0] == "RUNNING"}
@@ -210,10 +179,14 @@ class Chaos:
         await asyncio.gather(*self._healing)
         await eventually(went_on)
 
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what the servers have written, of each the last run and the one before."""
+        shutil.copytree(self.stack.folder / "logs", folder, dirs_exist_ok=True)
+
     async def _watch(self) -> None:
         """See jobs go on, in the database, for as long as this runs."""
         while True:
-            with contextlib.suppress(*_AWAY):
+            with contextlib.suppress(Exception):  # whatever it is, the next look must come
                 async with self._database() as database:
                     while True:
                         self._look(await database.fetch(_UNFINISHED))
@@ -267,19 +240,25 @@ class Chaos:
             await eventually(nothing_is_left, pause=1.0)
         now = time.time()
         self.orphaned += [(now, what) for what in left[0]]
-        self.load.lost += [(now, f"no object: {what}") for what in left[1]]
+        for what in left[1]:
+            self._lost(f"no object: {what}")
         self.leaked += [(now, what) for what in leaked]
 
     async def _all_ended(self, database: Database) -> None:
-        """Every job that was accepted is there, and ended as its caller was told."""
-        rows = await database.fetch("SELECT id, state FROM jobs")
-        states = {row["id"]: row["state"] for row in rows}
+        """Every job that was accepted is there, ended as its caller was told, and has what he was given."""
+        rows = {row["id"]: row for row in await database.fetch(_ALL_JOBS)}
         for asked in self.load.asked:
-            state = states.get(asked.id)
-            if asked.ended != state:
-                self.load.lost.append((time.time(), f"{asked.name} is {state}, its caller was told {asked.ended}"))
-        unknown = [job for job, state in states.items() if state in ("QUEUED", "RUNNING")]
-        self.load.lost += [(time.time(), f"jobs/{job} has not ended") for job in unknown]
+            row, told = rows.get(asked.id), asked.ended
+            if row is None or told not in (row["state"], None):  # who heard of no end has told why
+                self._lost(f"{asked.name} is {row and row['state']}, its caller was told {told}")
+            elif told == "SUCCEEDED" and asked.job and row["kept"] and row["results"] != len(asked.job.artifacts):
+                self._lost(f"{asked.name} has {row['results']} results and had {len(asked.job.artifacts)}")
+        for job, row in rows.items():
+            if row["state"] in ("QUEUED", "RUNNING"):
+                self._lost(f"jobs/{job} has not ended")
+
+    def _lost(self, what: str) -> None:
+        self.load.lost.append((time.time(), what))
 
     async def _remember_retries(self, database: Database) -> None:
         rows = await database.fetch(
@@ -291,18 +270,12 @@ class Chaos:
         self.retries = [(row["at"], row["why"]) for row in rows]
 
 
+# Of a track that was deleted there are no results.
+_ALL_JOBS = """SELECT id, state, track_id IS NOT NULL AS kept,
+                      (SELECT count(*) FROM job_stems WHERE job_id = id)
+                      + (SELECT count(*) FROM job_covers WHERE job_id = id) AS results FROM jobs"""
 _UNFINISHED = """SELECT id, state, attempt, fraction, (SELECT count(*) FROM live_pieces WHERE job_id = jobs.id)
                  FROM jobs WHERE state IN ('QUEUED', 'RUNNING')"""
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], pause: float = 0.05) -> None:
-    """Wait until a condition holds; one that cannot be asked does not. Raises TimeoutError after a while."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            with contextlib.suppress(Exception):
-                if await condition():
-                    return
-            await asyncio.sleep(pause)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fault.chaos import LEASE_SECONDS, Chaos, Strike
+from tests.fault.chaos import LEASE_SECONDS, Chaos
+from tests.fault.strikes import Strike
 
 COLUMNS = ("times", "jobs", "retries", "lost", "duplicated", "failed", "progress", "stall", "healthy")
 

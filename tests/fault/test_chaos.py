@@ -31,6 +31,7 @@ def report(chaos: Chaos, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Print and keep the table, and check that it says nothing bad."""
     found = table.summary(chaos)
     table.keep(found, OUT / f"{name}.json")
+    chaos.keep_logs(OUT / name)
     with capsys.disabled():
         print(f"\n{table.text(found)}")
     assert not found["lost"]

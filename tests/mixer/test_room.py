@@ -53,7 +53,10 @@ def refusals(mixer: MixerProcess) -> float:
 @asynccontextmanager
 async def full(mixer: MixerProcess) -> AsyncIterator[AsyncExitStack]:
     """The mixer has no room until something that is on the stack is closed."""
-    async with Mixer(changed(mixer, mixes_in_flight=MAX_MIXES), read_ahead_seconds=1.0) as client, AsyncExitStack() as stack:
+    async with (
+        Mixer(changed(mixer, mixes_in_flight=MAX_MIXES), read_ahead_seconds=1.0) as client,
+        AsyncExitStack() as stack,
+    ):
         for _ in range(MAX_MIXES):
             await stack.enter_async_context(under_way(client))
         async with AsyncExitStack() as first:

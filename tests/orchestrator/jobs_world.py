@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from contrafact.v1 import job_pb2
 from redis.asyncio import Redis
@@ -41,11 +41,12 @@ class World:
 
     def __init__(self, pool: Pool, redis: Redis, settings: Settings) -> None:
         self.pool, self.redis = pool, redis
-        self.counting: Any = CountingPool(pool)
-        self.store = JobStore(self.counting)
+        self.counting = CountingPool(pool)
+        counted = cast(Pool, self.counting)
+        self.store = JobStore(counted)
         self.events = JobEvents(redis)
         self.load = Load(pool, settings)
-        self.views = JobViews(self.counting, self.store, self.load)
+        self.views = JobViews(counted, self.store, self.load)
         self.hub = EventHub(self.events, self.views)
         self.tracks: dict[float, uuid.UUID] = {}
 

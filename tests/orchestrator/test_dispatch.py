@@ -117,9 +117,9 @@ async def test_the_same_work_is_done_once(
         await first_piece(leader)
         followers = [await client.separate(track, format="wav") for client in (here, there, here, there)]
         assert {follower.job.state for follower in followers} == {job_pb2.JOB_STATE_RUNNING}
-        watched = await asyncio.gather(
-            *(events_of(job) for job in followers), followers[1].save_live(tmp_path / "live")
-        )
+        listening = asyncio.create_task(followers[1].save_live(tmp_path / "live"))
+        watched = await asyncio.gather(*(events_of(job) for job in followers))
+        files = await listening
         told: list[str] = []
         async with asyncio.timeout(10):
             while len(told) < 5:
@@ -127,12 +127,12 @@ async def test_the_same_work_is_done_once(
                     told.append(message["data"].decode())
     assert sorted(told) == sorted(job.name for job in (leader, *followers))
     assert len(segments.read_text().splitlines()) - before == 5
-    for events in watched[:-1]:
+    for events in watched:
         assert sum(event.HasField("progress") for event in events) > 2
         last = events[-1].job
         assert last.state == job_pb2.JOB_STATE_SUCCEEDED
         assert len(last.artifacts) == 4
-    for name, path in watched[-1].items():
+    for name, path in files.items():
         np.testing.assert_allclose(read(path)[0], fake_stem(name, samples), atol=1e-6)
 
 

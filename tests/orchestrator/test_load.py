@@ -19,6 +19,8 @@ from tests.conftest import stack_settings
 from tests.orchestrator.jobs_world import World, world_of
 
 QUEUED, RUNNING = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING
+MADE: list[dict[str, Any]]
+FOUND: list[dict[str, Any]]
 MADE, FOUND = [{"stage": "FETCH", "seconds": 1}, {"stage": "SEPARATE", "seconds": 9}], []
 
 
@@ -45,7 +47,7 @@ async def succeeded(world: World, run: float, *, seconds: float = 10.0, timings:
     await world.set(job, state="SUCCEEDED", started_at=started, claimed_at=started, ended_at=now, timings=timings)
 
 
-async def place(world: World, job: Row) -> tuple[int, float | None]:
+async def place(world: World, job: Row) -> tuple[int, Any]:
     """A job's position and ETA."""
     row = await world.store.get(job["id"])
     assert row is not None

@@ -228,6 +228,7 @@ async def test_a_redis_that_lost_its_last_second(world: World) -> None:
     key = keys.job_events(job["id"])
     await world.progress(job, 0.1)
     before = await world.redis.dump(key)
+    assert before is not None
     await world.progress(job, 0.2)
     watcher = Watcher(world, job)
     await watcher.until(lambda: watcher.fractions == [0.1, 0.2])
@@ -257,7 +258,8 @@ async def kill(stores: Stack) -> Callable[[], Awaitable[None]]:
         async with Redis.from_url(stack_settings(stores).redis_url) as redis:
             while True:
                 try:
-                    return await redis.ping()
+                    await redis.ping()
+                    return
                 except AWAY:
                     await asyncio.sleep(0.1)
 
@@ -354,7 +356,7 @@ async def test_the_signal_of_success(world: World) -> None:
         await world.events.ready("SEPARATE", uuid.uuid4(), job["id"])
         await world.events.ready("COVER", job["track_id"], job["id"])
         await world.events.ready("SEPARATE", job["track_id"], job["id"])
-        heard = []
+        heard: list[tuple[str, str]] = []
         while len(heard) < 2:
             message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=10)
             if message is not None:

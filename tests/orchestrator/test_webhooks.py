@@ -137,14 +137,22 @@ class Backend:
 
     async def create(self) -> uuid.UUID:
         """A job, waiting."""
-        new = NewJob("somebody", uuid.uuid4(), "SEPARATE", "INTERACTIVE", {"stems": []}, None, {})  # type: ignore[arg-type]
+        lock = f"separate:{uuid.uuid4()}"
+        new = NewJob("somebody", uuid.uuid4(), "SEPARATE", "INTERACTIVE", {"stems": []}, None, {}, lock=lock)  # type: ignore[arg-type]
         row, _ = await self.store.create(new)
         return row["id"]
+
+    async def begin(self, job: uuid.UUID) -> None:
+        """The first attempt at a job."""
+        lock = await self.pool.fetchval("SELECT lock FROM jobs WHERE id = $1", job)
+        row = await self.store.claim(["SEPARATE"], background=True, worker="", ageing_seconds=60, lock=lock)
+        assert row is not None
+        assert row["id"] == job
 
     async def ended(self, state: str = "SUCCEEDED", store: JobStore | None = None) -> uuid.UUID:
         """A job that has ended."""
         job = await self.create()
-        assert await self.store.claim(job, 60)
+        await self.begin(job)
         error = {"reason": "BROKEN", "message": "¡no!"} if state == "FAILED" else None
         await (store or self.store).finish(job, 1, state, error=error)
         return job
@@ -356,7 +364,7 @@ async def test_nothing_is_sent_of_jobs_from_before_the_url(backend: Backend, rec
 
 async def test_cancelled_jobs(backend: Backend, receiver: Receiver) -> None:
     queued, running = await backend.create(), await backend.create()
-    assert await backend.store.claim(running, 60)
+    await backend.begin(running)
     for _ in range(2):
         for job in (queued, running):
             assert await backend.store.cancel(job, "somebody") is not None
@@ -379,7 +387,7 @@ async def test_a_url_that_is_given_twice_is_told_once(pool: Pool, database: Sett
 
 async def test_who_lost_the_job_tells_nobody(backend: Backend) -> None:
     job = await backend.create()
-    assert await backend.store.claim(job, 60)
+    await backend.begin(job)
     with pytest.raises(LeaseLost):
         await backend.store.finish(job, 0, "FAILED")
     assert await backend.deliveries(job) == []

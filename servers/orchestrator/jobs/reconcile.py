@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,8 +15,8 @@ from servers.orchestrator.jobs.queue import WAKING, JobQueue, QueueUnavailable
 from servers.orchestrator.jobs.retention import ended_jobs, idle_stems
 from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
-from servers.platform.settings import Settings
 
+DISPATCH = "dispatch"
 _HOUR = 3600.0
 
 # In this order: what the first leave without a row or an object, the last would find.
@@ -39,14 +40,20 @@ def chores(stores: Stores, jobs: JobStore, queue: JobQueue) -> list[Chore]:
         "orphans": (settings.orphans_seconds, 6 * _HOUR),
     }
     return [
-        Chore("dispatch", 1.0, 3.0, partial(dispatch, jobs, queue, settings)),
+        Chore(DISPATCH, 1.0, 3.0, partial(dispatch, stores, jobs, queue)),
         *(Chore(name, *times[name], partial(clean_up, work, stores)) for name, work in CLEAN_UPS.items()),
     ]
 
 
-async def dispatch(jobs: JobStore, queue: JobQueue, settings: Settings) -> dict[str, Any]:
+async def dispatch(stores: Stores, jobs: JobStore, queue: JobQueue) -> dict[str, Any]:
     """Take jobs from workers that are gone, and wake workers for those that wait although the queue has lost them."""
-    lost = await jobs.requeue_lost(settings.lease_seconds, settings.max_job_failures)
+    lost = []
+    lease = stores.settings.lease_seconds
+    # When PostgreSQL was away, nobody could give a sign of life: workers have the time until the next round for it.
+    if await stores.pool.fetchval(
+        "SELECT ran_at > now() - $2::interval FROM chores WHERE name = $1", DISPATCH, dt.timedelta(seconds=lease)
+    ):
+        lost = await jobs.requeue_lost(lease, stores.settings.max_job_failures)
     due = await jobs.due(WAKING)
     with suppress(QueueUnavailable):  # workers look for themselves now and then
         await queue.wake(due)

@@ -28,10 +28,11 @@ from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.platform.tasks import stopped
 from servers.storage.database import Row
-from servers.storage.outages import OUTAGES
+from servers.storage.outages import OUTAGES, patiently
 
 RETRY_SECONDS = 5.0  # after the first failure; it doubles with each
 BEAT_SECONDS = 1.0
+END_SECONDS = 30.0  # for so long it is tried to write down how an attempt ended
 _DATABASE_TROUBLE: tuple[type[Exception], ...] = (asyncpg.PostgresError, *OUTAGES)
 
 
@@ -210,7 +211,11 @@ class Runner:
             except LeaseLost:
                 telemetry.log().warning("lease lost", attempt=run.attempt)
             except _DATABASE_TROUBLE as error:  # its end could not be written down: its lease runs out
-                telemetry.log().warning("job left alone", error=type(error).__name__)
+                telemetry.log().warning("job left alone", error=type(error).__name__, detail=str(error)[:200])
+            except Exception as error:
+                telemetry.log().exception("job failed")
+                with contextlib.suppress(LeaseLost, *_DATABASE_TROUBLE):
+                    await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
 
     async def _attempt(self, run: JobRun) -> None:
         row = run.row
@@ -236,14 +241,9 @@ class Runner:
                 raise
         except JobFailure as failure:
             return await self._fail(run, failure)
-        except LeaseLost:
-            raise
         except OUTAGES as error:
             telemetry.log().exception("attempt failed")
             return await self._again(run, error)
-        except Exception as error:
-            telemetry.log().exception("job failed")
-            return await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
         finally:
             del self._running[work]
             await stopped(beating)
@@ -252,7 +252,7 @@ class Runner:
         if why[0] is _Stop.CANCELLED:
             return await self._finish(run, "CANCELLED")
         if why[0] is _Stop.DRAINING:
-            await self._store.hand_back(run.id, run.attempt)
+            await patiently(lambda: self._store.hand_back(run.id, run.attempt), END_SECONDS)
             with contextlib.suppress(QueueUnavailable):
                 await self._queue.send(f"{run.id}-{run.attempt}")
 
@@ -262,8 +262,10 @@ class Runner:
         if failures >= self._settings.max_job_failures:
             return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
         delay = RETRY_SECONDS * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
-        await self._store.hand_back(
-            run.id, run.attempt, retry_in=delay, reason="INFRASTRUCTURE", message=type(error).__name__
+        why = {"reason": "INFRASTRUCTURE", "message": type(error).__name__}
+        await patiently(
+            lambda: self._store.hand_back(run.id, run.attempt, retry_in=delay, **why),
+            END_SECONDS,
         )
 
     async def _beating(self, run: JobRun, work: asyncio.Future[None], why: list[_Stop]) -> None:
@@ -287,8 +289,11 @@ class Runner:
 
     async def _finish(self, run: JobRun, state: str, error: dict[str, Any] | None = None) -> None:
         run.end_stage()
-        row = await self._store.finish(
-            run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
+        row = await patiently(
+            lambda: self._store.finish(
+                run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
+            ),
+            END_SECONDS,
         )
         reason = error["reason"] if error else ""
         telemetry.JOBS.labels(row["kind"], row["state"], reason).inc()

@@ -110,13 +110,18 @@ class JobStore:
         states: Sequence[str],
         track_id: UUID | None,
     ) -> list[Row]:
-        """Jobs of ``owner``, newest first, those created before the position ``before``."""
+        """Jobs of ``owner``, newest first, those created before the position ``before``.
+
+        Jobs of which the same is being done count as RUNNING, as their owners see them.
+        """
         created_at, job_id = before or (None, None)
         return await self._pool.fetch(
             """SELECT * FROM jobs
                WHERE owner = $1
                  AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
-                 AND (cardinality($4::text[]) = 0 OR state = ANY($4))
+                 AND (cardinality($4::text[]) = 0 OR CASE WHEN state = 'QUEUED' AND EXISTS (
+                          SELECT 1 FROM jobs AS leader WHERE leader.lock = jobs.lock AND leader.state = 'RUNNING'
+                      ) THEN 'RUNNING' ELSE state END = ANY($4))
                  AND ($5::uuid IS NULL OR track_id = $5)
                ORDER BY created_at DESC, id DESC LIMIT $6""",
             owner,

@@ -26,9 +26,11 @@ from servers.platform import telemetry
 from servers.storage import keys
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectStore
+from servers.storage.outages import patiently
 
 # Encoders and containers hold back less than this: frames before it can be decoded for certain.
 CODEC_DELAY_FRAMES = 16_384
+PATIENCE_SECONDS = 20.0  # with a store that is away, before the attempt is given up
 _STEPS = np.float32(1 << 23)  # of a lossless file: 24 bits
 
 Samples = NDArray[np.float32]
@@ -206,21 +208,22 @@ class _Output:
         if not data:
             return
         key = keys.live_piece(self._run.id, self._run.attempt, self.name, self.size)
-        # The row first: an object without one would never be found again, a row without object is waited for.
-        await self._pool.execute(
-            """INSERT INTO live_pieces (job_id, attempt, stem, start, size_bytes, frames_ready, frames, peak, clipped)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)""",
-            self._run.id,
-            self._run.attempt,
-            self.name,
-            self.size,
-            len(data),
-            frames_ready,
-            file.counted,
-            file.peak,
-            file.clipped,
-        )
-        await self._objects.put(key, data)
+        row = (self._run.id, self._run.attempt, self.name, self.size, len(data), frames_ready)
+
+        async def store() -> None:
+            # The row first: an object without one would never be found again, a row without object is waited for.
+            await self._pool.execute(
+                """INSERT INTO live_pieces (job_id, attempt, stem, start, size_bytes, frames_ready,
+                                            frames, peak, clipped)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING""",
+                *row,
+                file.counted,
+                file.peak,
+                file.clipped,
+            )
+            await self._objects.put(key, data)
+
+        await patiently(store, PATIENCE_SECONDS)
         if self._announced:
             piece = job_pb2.LivePiece(
                 stem=STEMS.get(self.name, audio_pb2.STEM_KIND_UNSPECIFIED),
