@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 
 from servers.platform.settings import MIB, Settings
+from servers.platform.tasks import to_the_end
 from servers.storage import multipart
 
 READ_BYTES = 512 * 1024
@@ -35,6 +37,10 @@ T = TypeVar("T")
 
 class ObjectMissing(LookupError):
     """There is no object of that name."""
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for a transfer any more."""
 
 
 class StoredObject(NamedTuple):
@@ -74,6 +80,26 @@ class ObjectStore:
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
+    async def _transfer(self, work: Callable[[Callable[[], None]], None]) -> None:
+        """Run ``work`` in a thread. When this is cancelled, it has ended, or not begun, before this returns.
+
+        ``work`` is given a function to call between reads; that raises once nobody waits for the transfer any more.
+        """
+        abandoned = threading.Event()
+
+        def go_on() -> None:
+            if abandoned.is_set():
+                raise _AbandonedError
+
+        running = self._pool.submit(work, go_on)
+        try:
+            await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            abandoned.set()
+            if not running.cancel():
+                await to_the_end(_finished(running))
+            raise
+
     async def close(self) -> None:
         """Wait for transfers under way and free the threads."""
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
@@ -111,11 +137,11 @@ class ObjectStore:
         Not S3's own part copy: that needs 5 MiB a part, and parts here are as small as a listener wants.
         """
 
-        def put() -> None:
-            with io.BufferedReader(_Concatenation(self._client, self._bucket, parts), READ_BYTES) as reader:
+        def put(go_on: Callable[[], None]) -> None:
+            with io.BufferedReader(_Concatenation(self._client, self._bucket, parts, go_on), READ_BYTES) as reader:
                 self._put(key, reader, size, media_type)
 
-        await self._run(put)
+        await self._transfer(put)
 
     def _put(self, key: str, data: BinaryIO, size: int, media_type: str) -> None:
         self._client.put_object(
@@ -155,16 +181,17 @@ class ObjectStore:
     async def fetch(self, key: str, path: Path) -> None:
         """Copy an object to a file. Raises ObjectMissing if there is none."""
 
-        def fetch() -> None:
+        def fetch(go_on: Callable[[], None]) -> None:
             response = self._open(key, 0)
             try:
                 with path.open("wb") as file:
                     while data := response.read(READ_BYTES):
                         file.write(data)
+                        go_on()
             finally:
                 _release(response)
 
-        await self._run(fetch)
+        await self._transfer(fetch)
 
     async def size(self, key: str) -> int:
         """Size of an object in bytes. Raises ObjectMissing if there is none."""
@@ -245,6 +272,11 @@ def _page(found: Iterator[Any]) -> list[StoredObject]:
     return [StoredObject(item.object_name, item.size or 0, item.last_modified) for item in islice(found, _PAGE)]
 
 
+async def _finished(running: Future[None]) -> None:
+    """Wait for the end of a transfer, whatever that is."""
+    await asyncio.wait([asyncio.wrap_future(running)])
+
+
 def _close(opening: Future[urllib3.BaseHTTPResponse]) -> None:
     """Close what was opened, if it was."""
     if opening.done() and not opening.cancelled() and opening.exception() is None:
@@ -272,10 +304,11 @@ def _absence(key: str) -> Iterator[None]:
 
 
 class _Concatenation(io.RawIOBase):
-    """A file-like view of several objects, one after the other."""
+    """A file-like view of several objects, one after the other; ``go_on`` is called before each read."""
 
-    def __init__(self, client: Minio, bucket: str, keys: Sequence[str]) -> None:
+    def __init__(self, client: Minio, bucket: str, keys: Sequence[str], go_on: Callable[[], None]) -> None:
         self._client = client
+        self._go_on = go_on
         self._bucket = bucket
         self._keys = iter(keys)
         self._response: urllib3.BaseHTTPResponse | None = None
@@ -285,6 +318,7 @@ class _Concatenation(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while True:
+            self._go_on()
             if self._response is None:
                 key = next(self._keys, None)
                 if key is None:

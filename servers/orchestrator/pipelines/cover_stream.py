@@ -99,7 +99,7 @@ class CoverStream:
             columns = await streams.enter_async_context(unzipped(rows, len(spec.inputs)))
             inputs = dict(zip((given.name for given in spec.inputs), columns, strict=True))
             inputs[VOCALS] = await streams.opened(self._converted(inputs[VOCALS]))
-            async for part in await streams.opened(self._engines.mixer.mix(spec, inputs)):
+            async for part in await streams.opened(self._engines.mixer.mix(spec, inputs, priority=self._run.priority)):
                 if isinstance(part, Block):
                     yield part
                 else:

@@ -15,7 +15,6 @@ from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.growing import GrowingFile
 from servers.orchestrator.pipelines.recordings import channels
 from servers.orchestrator.pipelines.stems import warn_of_clipping
-from servers.platform.tasks import to_the_end
 from servers.storage import keys
 from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
@@ -69,9 +68,8 @@ class Covers:
         async with exclusive(self._pool, str(identity)) as connection:
             row = await self._assign(connection, run, identity)
             if row is None:
-                # To the end: what cannot be stopped must not outlive the lock. Bytes without a row, which a crash or a
-                # cancellation leaves, are found by the reconciler.
-                await to_the_end(file.put(place))
+                # Bytes without a row, which a crash or a cancellation leaves, are found by the clean-ups.
+                await file.put(place)
                 async with connection.transaction():
                     await _keep_alive(connection, run)
                     await run.store.hold(connection, run.id, run.attempt)

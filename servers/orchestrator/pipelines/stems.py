@@ -13,7 +13,7 @@ from servers.orchestrator.jobs.runner import JobRun
 from servers.orchestrator.jobs.store import LeaseLost
 from servers.orchestrator.pipelines.growing import GrowingFile
 from servers.orchestrator.pipelines.recordings import channels
-from servers.platform.tasks import to_the_end, together
+from servers.platform.tasks import together
 from servers.storage import keys
 from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
@@ -58,8 +58,7 @@ class Stems:
             }
             new = [stem for stem in stems if (stem.name, stem.format.value) not in known]
             places = {stem.name: keys.stem(sha256, model, stem.name, stem.format.extension) for stem in new}
-            # To the end: what cannot be stopped must not outlive the lock.
-            await to_the_end(together(*(stem.put(places[stem.name]) for stem in new)))
+            await together(*(stem.put(places[stem.name]) for stem in new))
             try:
                 async with connection.transaction():
                     await run.store.hold(connection, run.id, run.attempt)
