@@ -56,7 +56,7 @@ async def work(config: Settings) -> None:
         keeper = await stack.enter_async_context(ModelKeeper(triton, config.model, config))
         voice_keeper = await stack.enter_async_context(ModelKeeper(triton, config.voice_model, config))
 
-        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
+        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis, config)
         if config.webhook_urls:
             await stack.enter_async_context(WebhookDeliverer(pool, store, config))
         voice_model = VoiceModel(triton, voice_keeper)

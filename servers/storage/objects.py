@@ -80,10 +80,12 @@ class ObjectStore:
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def _transfer(self, work: Callable[[Callable[[], None]], None]) -> None:
-        """Run ``work`` in a thread. When this is cancelled, it has ended, or not begun, before this returns.
+    async def _transfer(self, work: Callable[[Callable[[], None]], None], patience: float | None = None) -> None:
+        """Run ``work`` in a thread. When this is cancelled, ``work`` ends soon, and this returns after it.
 
-        ``work`` is given a function to call between reads; that raises once nobody waits for the transfer any more.
+        Args:
+            work: Is given a function to call between reads, which raises once nobody waits for the transfer any more.
+            patience: Seconds after which a cancelled ``work`` is left to end alone; None: it is not.
         """
         abandoned = threading.Event()
 
@@ -97,7 +99,7 @@ class ObjectStore:
         except asyncio.CancelledError:
             abandoned.set()
             if not running.cancel():
-                await to_the_end(_finished(running))
+                await to_the_end(_finished(running, patience))
             raise
 
     async def close(self) -> None:
@@ -191,7 +193,7 @@ class ObjectStore:
             finally:
                 _release(response)
 
-        await self._transfer(fetch)
+        await self._transfer(fetch, patience=1.0)  # who wanted the file takes its folder away
 
     async def size(self, key: str) -> int:
         """Size of an object in bytes. Raises ObjectMissing if there is none."""
@@ -272,9 +274,11 @@ def _page(found: Iterator[Any]) -> list[StoredObject]:
     return [StoredObject(item.object_name, item.size or 0, item.last_modified) for item in islice(found, _PAGE)]
 
 
-async def _finished(running: Future[None]) -> None:
+async def _finished(running: Future[None], timeout: float | None) -> None:
     """Wait for the end of a transfer, whatever that is."""
-    await asyncio.wait([asyncio.wrap_future(running)])
+    ending = asyncio.wrap_future(running)
+    ending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks
+    await asyncio.wait([ending], timeout=timeout)
 
 
 def _close(opening: Future[urllib3.BaseHTTPResponse]) -> None:

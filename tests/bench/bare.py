@@ -52,7 +52,7 @@ async def run_jobs(config: Settings) -> None:
     pool, redis = await connect(config), connect_redis(config)
     try:
         async with JobQueue(config) as queue:
-            runner = Runner({KIND: nothing}, JobStore(pool), JobEvents(redis), queue, config)
+            runner = Runner({KIND: nothing}, JobStore(pool), JobEvents(redis, config), queue, config)
             ready = asyncio.Event()
             consuming = asyncio.create_task(consume(config, runner.serve, ready))
             await ready.wait()

@@ -59,8 +59,8 @@ class Clerk:
             lock=lock,
         )
 
-    async def all(self, waiting: int) -> Figures:
-        """Each of the questions, while so many jobs wait; in the end fewer do."""
+    async def all(self) -> Figures:
+        """Each of the questions; in the end fewer jobs wait."""
         store, claimed = self._store, []
 
         async def create() -> None:
@@ -87,12 +87,11 @@ class Clerk:
         if claimed:
             found["beat"] = await self._timed(beat, CALLS)
             found["finish"] = await self._timed(finish, len(claimed))
-        if waiting <= DEPTHS[0] or waiting >= 1000:
-            found["create"] = await self._timed(create, CALLS)
+        found["create"] = await self._timed(create, CALLS)
         return found
 
 
-async def claims_at_once(clerk: Clerk, pool: Pool, count: int, at_once: int) -> float:
+async def claims_at_once(clerk: Clerk, count: int, at_once: int) -> float:
     """Claims a second by so many callers at once."""
     rows: list[Row | None] = []
 
@@ -147,11 +146,11 @@ async def measured(folder: Path) -> Figures:
             for depth in DEPTHS:
                 if depth or name == "one owner":
                     await prepared(clerk, pool, track, depth, name)
-                    found[f"{depth} of {name}"] = await clerk.all(depth)
+                    found[f"{depth} of {name}"] = await clerk.all()
         at_once = {}
         for number in (1, 4, 16):
             await prepared(clerk, pool, track, max(DEPTHS[-1], 1000), "1000 owners")
-            at_once[f"{number}"] = round(await claims_at_once(clerk, pool, min(CALLS * 3, 900), number), 1)
+            at_once[f"{number}"] = round(await claims_at_once(clerk, min(CALLS * 3, 900), number), 1)
         size = await bytes_of_a_job(stack, settings, pool, track, min(CALLS * 10, 10_000))
     questions = ("create", "claim", "beat", "finish", "due", "lost", "load", "look")
     cells = {name: [entry.get(each, {}).get("median_ms", "-") for each in questions] for name, entry in found.items()}

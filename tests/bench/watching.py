@@ -119,7 +119,7 @@ async def watched(stack: Stack, pool: Pool, track: UUID, count: int) -> Figures:
             await child.stdout.readline()
         async with Ledger(stack) as ledger:
             before = await ledger.read()
-            sent = await publish(JobEvents(redis), job)
+            sent = await publish(JobEvents(redis, stack_settings(stack)), job)
             busy = await ledger.read()
             await asyncio.sleep(EVENTS * EVENT_SECONDS)
             idle = await ledger.read()

@@ -44,7 +44,7 @@ class World:
         self.counting = CountingPool(pool)
         counted = cast(Pool, self.counting)
         self.store = JobStore(counted)
-        self.events = JobEvents(redis)
+        self.events = JobEvents(redis, settings)
         self.load = Load(pool, settings)
         self.views = JobViews(counted, self.store, self.load)
         self.hub = EventHub(self.events, self.views)

@@ -59,7 +59,7 @@ class Diary:
         name: str,
         interval: float = HOUR,
         deadline: float = HOUR,
-        then: Callable[[], Awaitable[None]] | None = None,
+        then: Callable[[], Awaitable[Any]] | None = None,
     ) -> Chore:
         """A chore that is written down and then does ``then``."""
 
@@ -125,13 +125,34 @@ async def test_one_that_raises_or_hangs_stops_no_other(library: Library) -> None
     assert "error" not in reports["works"]
 
 
-async def test_another_takes_over_when_the_deadline_is_past(library: Library) -> None:
+@pytest.fixture
+def held_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does something is believed for half a second."""
+    monkeypatch.setattr("servers.orchestrator.jobs.chores._HELD_SECONDS", 0.5)
+    monkeypatch.setattr("servers.orchestrator.jobs.chores._HELD", dt.timedelta(seconds=0.5))
+
+
+@pytest.mark.usefixtures("held_for_a_moment")
+async def test_another_takes_over_from_who_is_gone(library: Library) -> None:
     diary = Diary()
-    async with Chores(library.pool, [diary.chore("left", SOON, deadline=1.0, then=hang)]):
+    async with Chores(library.pool, [diary.chore("left", SOON, then=hang)]):
         await until(lambda: diary.begun["left"] == 1)
-    assert await library.pool.fetchval("SELECT ran_at IS NULL AND due_at <= now() + interval '1 s' FROM chores")
+    assert await library.pool.fetchval("SELECT ran_at IS NULL FROM chores")
     async with Chores(library.pool, [diary.chore("left", SOON)]):
         await until(lambda: diary.begun["left"] == 2)
+
+
+@pytest.mark.usefixtures("held_for_a_moment")
+async def test_what_takes_long_is_not_begun_twice(library: Library) -> None:
+    release, diary = asyncio.Event(), Diary()
+    async with AsyncExitStack() as workers:
+        for _ in range(3):
+            slow = diary.chore("slow", SOON, then=release.wait)
+            await workers.enter_async_context(Chores(library.pool, [slow, diary.chore("other", 0.3)]))
+        await until(lambda: diary.begun["other"] >= 8)
+        assert diary.begun["slow"] == 1
+        release.set()
+        await until(lambda: diary.begun["slow"] >= 3)
 
 
 async def test_who_is_late_does_not_decide_when_it_is_due(library: Library) -> None:

@@ -104,7 +104,7 @@ async def worker(stores: Stack, **changes: Any) -> AsyncIterator[Worker]:
     )
     await pool.execute("INSERT INTO tracks (id, owner, sha256, display_name) VALUES ($1, 'o', $2, 't')", track, sha256)
     async with JobQueue(settings) as queue:
-        made = Worker(pool, queue, JobEvents(redis), settings, track)
+        made = Worker(pool, queue, JobEvents(redis, settings), settings, track)
         consuming = asyncio.create_task(consume(settings, made.runner.serve, asyncio.Event()))
         try:
             yield made

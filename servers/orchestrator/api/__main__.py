@@ -76,7 +76,7 @@ async def serve(config: Settings) -> None:
         queue = await stack.enter_async_context(JobQueue(config))
         triton = await stack.enter_async_context(Triton(config))
 
-        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis)
+        store, events = JobStore(pool, config.webhook_urls), JobEvents(redis, config)
         load = await stack.enter_async_context(Load(pool, config))
         views = JobViews(pool, store, load)
         hub = await stack.enter_async_context(EventHub(events, views))

@@ -1,7 +1,7 @@
 """Periodic work that is done once per interval in the whole cluster, however many workers there are.
 
-The table ``chores`` has a row for each. Whoever moves its ``due_at`` on does it; if he dies, it is due again when his
-deadline is over.
+The table ``chores`` has a row for each. Whoever moves its ``due_at`` on does it, and moves it on again and again while
+he is at it; if he dies, it is due a moment later.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from servers.platform.tasks import Background, together
 from servers.storage.database import Pool
 
 _SHORTEST_NAP_SECONDS = 0.05
+_HELD_SECONDS = 4.0  # by whoever does it, from his last sign of life
+_HELD = dt.timedelta(seconds=_HELD_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +64,50 @@ class Chores(Background):
                SELECT (SELECT due_at FROM taken) AS token, extract(epoch FROM due_at - now())::float8 AS due_in
                FROM chores WHERE name = $1""",
             chore.name,
-            dt.timedelta(seconds=chore.deadline),
+            _HELD,
         )
         if row is None:
             await self._pool.execute("INSERT INTO chores (name) VALUES ($1) ON CONFLICT DO NOTHING", chore.name)
             return 0.0
         if row["token"] is None:
             return float(row["due_in"])
-        report = await _done(chore)
+        holding = _Holding(self._pool, chore, row["token"])
+        async with holding:
+            report = await _done(chore)
         # The token: whoever took over from us because we were late decides when it is due again.
         await self._pool.execute(
             """UPDATE chores SET due_at = now() + $3::interval, ran_at = now(), report = $4
                WHERE name = $1 AND due_at = $2""",
             chore.name,
-            row["token"],
+            holding.token,
             dt.timedelta(seconds=chore.interval),
             report,
         )
         return chore.interval
+
+
+class _Holding(Background):
+    """Keeps others from a chore that is being done; ``token`` is when it is due unless that goes on."""
+
+    def __init__(self, pool: Pool, chore: Chore, token: dt.datetime) -> None:
+        self.token = token
+        self._pool = pool
+        self._chore = chore
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(_HELD_SECONDS / 3)
+            try:
+                token = await self._pool.fetchval(
+                    "UPDATE chores SET due_at = now() + $3::interval WHERE name = $1 AND due_at = $2 RETURNING due_at",
+                    self._chore.name,
+                    self.token,
+                    _HELD,
+                )
+            except Exception as error:  # whatever it is, the next beat must come
+                telemetry.log().warning("chore not held", chore=self._chore.name, error=type(error).__name__)
+            else:
+                self.token = token or self.token  # none: somebody has taken over, and twice does no harm
 
 
 async def _done(chore: Chore) -> Mapping[str, Any]:

@@ -22,7 +22,6 @@ from servers.storage.keys import job_events, ready_channel
 
 BEGINNING = "0-0"
 KEPT_EVENTS = 10_000
-KEPT_SECONDS = 7 * 24 * 3600
 _READ_SECONDS = 3.0
 _WRITE_SECONDS = 1.0
 _AWAY_SECONDS = 2.0
@@ -45,8 +44,9 @@ def age(cursor: str) -> tuple[int, int]:
 class JobEvents:
     """Writes and reads the events of jobs."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
+        self._kept_seconds = round(settings.event_retention_days * 24 * 3600)
         self._away_until = 0.0
         self._reads = asyncio.Semaphore(_READS)
 
@@ -58,7 +58,7 @@ class JobEvents:
         try:
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
                 pipe.xadd(key, {"event": event.SerializeToString()}, maxlen=KEPT_EVENTS, approximate=True)
-                pipe.expire(key, KEPT_SECONDS)
+                pipe.expire(key, self._kept_seconds)
                 await pipe.execute()
         except AWAY as error:
             # What makes events must not wait for a Redis that hangs, again and again.
