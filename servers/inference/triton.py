@@ -86,6 +86,8 @@ class TritonError(Exception):
     def busy(self) -> bool:
         """Whether nothing is wrong but that too many wait: the queue was full, or the wait in it too long."""
         told = self.message.lower()
+        if "larger than max" in told:
+            return False
         return self.status == "RESOURCE_EXHAUSTED" or "maximum queue size" in told or "request timeout expired" in told
 
 

@@ -34,7 +34,8 @@ async def connect(settings: Settings) -> Pool:
     return await asyncpg.create_pool(
         settings.database_url,
         min_size=1,
-        max_size=16,
+        # Each job may wait for a name (exclusive) while its heartbeat and its pieces are written.
+        max_size=16 + settings.worker_concurrency + settings.interactive_slots,
         command_timeout=30,
         timeout=10,
         init=_prepare,

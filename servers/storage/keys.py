@@ -5,7 +5,8 @@ Objects (S3):
 =====================================================  ====================================================
 ``uploads/{upload}/{start}``                            pieces of an unfinished upload, by first byte
 ``tracks/{sha256}/source.{ext}``                        a recording, read-only once written
-``stems/{sha256}/{model}-{version}/{stem}.{ext}``       a finished stem
+``stems/{sha256}/{model}-{version}/{stem}/{digest}.{ext}``
+                                                        a finished stem, by the digest of its bytes
 ``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem, or of a "cover", that is being made
 ``covers/{cover}/{sha256}.{ext}``                       a finished cover, by the digest of its bytes
 ``voices/{voice}/{sha256}.pth``                         a voice's weights
@@ -51,9 +52,12 @@ def stems_prefix(sha256: str) -> str:
     return f"stems/{sha256}/"
 
 
-def stem(sha256: str, model: str, stem_name: str, extension: str) -> str:
-    """A finished stem; ``model`` carries its version, as in ``htdemucs-1``."""
-    return f"{stems_prefix(sha256)}{model}/{stem_name}.{extension}"
+def stem(sha256: str, model: str, stem_name: str, digest: str, extension: str) -> str:
+    """A finished stem of these bytes: two attempts may differ, and none overwrites the other's.
+
+    ``model`` carries its version, as in ``htdemucs-1``.
+    """
+    return f"{stems_prefix(sha256)}{model}/{stem_name}/{digest}.{extension}"
 
 
 def covers_prefix(cover: UUID) -> str:

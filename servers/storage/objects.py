@@ -59,8 +59,8 @@ class ObjectStore:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
         self._http = urllib3.PoolManager(
             maxsize=_THREADS,
-            timeout=urllib3.Timeout(connect=5, read=60),
-            retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            timeout=urllib3.Timeout(connect=5, read=20),
+            retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
         )
         self._client = self._minio(settings, settings.s3_endpoint)
         # Signing is local arithmetic: this client never connects.

@@ -90,7 +90,7 @@ async def publish(events: JobEvents, job: UUID) -> list[float]:
     for number in range(EVENTS):
         progress = job_pb2.Progress(stage=job_pb2.STAGE_SEPARATE, fraction=number / _SCALE)
         sent.append(time.time())
-        await events.publish(job, job_pb2.JobEvent(progress=progress))
+        await events.publish([job], job_pb2.JobEvent(progress=progress))
         await asyncio.sleep(EVENT_SECONDS)
     return sent
 

@@ -95,13 +95,13 @@ class World:
     async def progress(self, job: Row, *fractions: float) -> None:
         """Publish progress."""
         for fraction in fractions:
-            await self.events.publish(job["id"], job_pb2.JobEvent(progress=job_pb2.Progress(fraction=fraction)))
+            await self.events.publish([job["id"]], job_pb2.JobEvent(progress=job_pb2.Progress(fraction=fraction)))
 
     async def tell(self, job: Row) -> None:
         """Publish the job as it is."""
         row = await self.store.get(job["id"])
         assert row is not None
-        await self.events.publish(job["id"], job_pb2.JobEvent(job=await self.views.job(row)))
+        await self.events.publish([job["id"]], job_pb2.JobEvent(job=await self.views.job(row)))
 
     async def commands(self) -> dict[str, int]:
         """How often Redis was asked what since the last reset."""

@@ -44,7 +44,7 @@ class Library(Stores):
 
     async def stem(self, sha256: str, stem: str = "vocals", *, stored: bool = True, idle_days: float = 0) -> str:
         """A stem of a recording: its key."""
-        key = keys.stem(sha256, "htdemucs-1", stem, "flac")
+        key = keys.stem(sha256, "htdemucs-1", stem, "0" * 64, "flac")
         await self.pool.execute(
             """INSERT INTO stems (sha256, model, stem, format, object_key, size_bytes, content_sha256, sample_rate,
                                   channels, frames, peak, clipped, used_at)

@@ -221,7 +221,7 @@ def test_of_jobs_that_do_the_same_one_runs(jobs: Jobs) -> None:
         assert len(rows) == 1
         leader = rows[0]["id"]
         ids.remove(leader)
-        assert sorted(jobs(jobs.store.followers(lock))) == sorted(ids)
+        assert sorted(row["id"] for row in jobs(jobs.store.followers(lock))) == sorted(ids)
         for waiting in ids:
             found = jobs(jobs.store.leader(jobs.row(waiting)))
             assert found is not None
@@ -342,6 +342,57 @@ def test_lost_jobs_wait_again_and_some_day_fail(jobs: Jobs) -> None:
     assert row["ended_at"] is not None
     assert [each["outcome"] for each in row["attempts"]] == ["LOST"] * FAILURES
     assert [each["number"] for each in row["attempts"]] == [1, 2, 3, 4]
+
+
+def test_what_a_person_waits_for_is_not_begun_in_the_background(jobs: Jobs) -> None:
+    kind, lock = str(uuid.uuid4()), f"separate:{uuid.uuid4()}"
+    background = jobs.create(kind=kind, lock=lock, priority="BACKGROUND")["id"]
+    person = jobs.create(kind=str(uuid.uuid4()), lock=lock)["id"]
+    assert jobs(jobs.take([kind])) is None
+    assert jobs.claim(person) is not None
+    jobs(jobs.store.finish(person, 1, "SUCCEEDED"))
+    assert order_of_next(jobs, kind) == background
+
+
+@pytest.mark.parametrize("retry_in", [None, 60.0])
+def test_a_job_that_was_to_be_cancelled_is_not_handed_back(jobs: Jobs, retry_in: float | None) -> None:
+    job, attempt = jobs.in_state("RUNNING")
+    jobs(jobs.store.cancel(job, "somebody"))
+    row = jobs(jobs.store.hand_back(job, attempt, retry_in=retry_in, reason="INFRASTRUCTURE"))
+    assert row is not None
+    assert (row["state"], row["attempts"][0]["outcome"], row["attempts"][0]["reason"]) == (
+        "CANCELLED",
+        "CANCELLED",
+        None,
+    )
+    assert row["ended_at"] is not None
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_claims_do_not_read_the_whole_queue(jobs: Jobs, background: bool) -> None:
+    """However many wait that may not begin."""
+    jobs(jobs.pool.execute("DELETE FROM jobs"))
+    jobs.create(priority="BACKGROUND")
+    jobs(
+        jobs.pool.execute(
+            """INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, turn)
+               SELECT gen_random_uuid(), owner, gen_random_uuid(), kind, priority, track_id, spec, n
+               FROM jobs, generate_series(1, 5000) AS n"""
+        )
+    )
+    jobs(jobs.pool.execute("ANALYZE jobs"))
+    kind = jobs(jobs.pool.fetchval("SELECT kind FROM jobs LIMIT 1"))
+
+    async def rows_read() -> int:
+        async with jobs.pool.acquire() as connection:
+            before = await connection.fetchval("SELECT sum(idx_tup_read) FROM pg_stat_user_indexes")
+            for _ in range(20):
+                row = await jobs.take([kind], background=background)
+                assert (row is not None) == background
+            await asyncio.sleep(1.5)  # until the counters have been sent
+            return int(await connection.fetchval("SELECT sum(idx_tup_read) FROM pg_stat_user_indexes") - before)
+
+    assert jobs(rows_read()) < 5000
 
 
 def test_a_lost_job_that_was_to_be_cancelled_is(jobs: Jobs) -> None:
@@ -607,7 +658,7 @@ class Interleaving(RuleBasedStateMachine):
         self.jobs(self.jobs.store.hand_back(self.job, self.attempt - age, retry_in=0 if failed else None))
         if self._live(age):
             self.failures += failed
-            self.state, self.silent = "QUEUED", False
+            self.state, self.silent = "CANCELLED" if self.cancel_requested else "QUEUED", False
         else:
             assert self.jobs.row(self.job) == before
 

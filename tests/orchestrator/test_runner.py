@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 
 from servers.local import Stack, running_stack
@@ -176,6 +177,33 @@ async def test_followers_end_with_their_leader_whatever_waits_before_them(stores
         made.release.set()
         await made.ended(leader, *others, *followers)
         assert made.begun == [leader, *followers, *others]
+
+
+async def test_a_person_who_comes_to_it_gets_it_at_his_priority(stores: Stack) -> None:
+    """The background job that was at it lets go, waits, and has the result."""
+    async with worker(stores, worker_concurrency=1, interactive_slots=1) as made:
+        background = await made.create(priority="BACKGROUND", lock="separate:x")
+        await settled(made)
+        person = await made.create(lock="separate:x")
+        while made.begun != [background, person]:
+            await asyncio.sleep(0.05)
+        made.release.set()
+        assert await made.ended(person, background) == ["SUCCEEDED", "SUCCEEDED"]
+        rows = [await made.row(background), await made.row(person)]
+        assert [(row["attempt"], row["failures"], row["priority"]) for row in rows] == [
+            (2, 0, "BACKGROUND"),
+            (1, 0, "INTERACTIVE"),
+        ]
+        assert rows[0]["attempts"][0]["outcome"] == "HANDED_BACK"
+
+
+async def test_an_error_of_ours_fails_the_job(stores: Stack) -> None:
+    async with worker(stores) as made:
+        job = await made.create()
+        made.errors[job] = [asyncpg.ForeignKeyViolationError("no such track")]
+        made.release.set()
+        assert await made.ended(job) == ["FAILED"]
+        assert (await made.row(job))["error"]["reason"] == "INTERNAL"
 
 
 async def test_a_cancelled_job_lets_go(stores: Stack) -> None:

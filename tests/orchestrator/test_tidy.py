@@ -143,7 +143,7 @@ async def test_what_is_being_published_is_waited_for(library: Library) -> None:
     await healthy(library)
     sha256, _ = await library.recording()
     async with exclusive(library.pool, sha256):
-        key = keys.stem(sha256, "htdemucs-1", "vocals", "flac")
+        key = keys.stem(sha256, "htdemucs-1", "vocals", "0" * 64, "flac")
         await library.objects.put(key, bytes(STEM_BYTES))
         cleaning = asyncio.create_task(clean(library))
         async with asyncio.timeout(30):

@@ -341,7 +341,7 @@ async def test_listeners_wake_for_what_can_be_heard(world: World) -> None:
         while world.hub._feeds[job["id"]].cursor == BEGINNING:
             await asyncio.sleep(0.05)
         assert not waiting.done()
-        await world.events.publish(job["id"], job_pb2.JobEvent(piece=job_pb2.LivePiece(size_bytes=1)))
+        await world.events.publish([job["id"]], job_pb2.JobEvent(piece=job_pb2.LivePiece(size_bytes=1)))
         await waiting
         waiting = asyncio.create_task(listener.wait(60))
         await world.end(job)

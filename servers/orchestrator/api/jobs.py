@@ -71,5 +71,5 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             raise not_found("job", request.name)
         job = await self._views.job(row)
         if row["state"] == "CANCELLED":
-            await self._events.publish(row["id"], job_pb2.JobEvent(job=job))
+            await self._events.publish([row["id"]], job_pb2.JobEvent(job=job))
         return job_pb2.CancelJobResponse(job=job)

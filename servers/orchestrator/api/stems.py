@@ -129,8 +129,9 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
             while True:
                 # In this order: a stem that is stored between the two look-ups is found by the next round.
                 job = await find_job(self._store, request.job)
-                finished = {messages.STEMS[row["stem"]]: row for row in await self._store.stems([job["id"]])}
                 source_job = await maker(self._store, job)
+                stored = await self._store.stems([job["id"], source_job["id"]])
+                finished = {messages.STEMS[row["stem"]]: row for row in stored}
                 said_anything = False
                 for stem in list(open_stems):
                     if stem in finished:

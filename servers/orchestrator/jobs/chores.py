@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from servers.platform import telemetry
-from servers.platform.tasks import Background, together
+from servers.platform.tasks import Background, to_the_end, together
 from servers.storage.database import Pool
 
 _SHORTEST_NAP_SECONDS = 0.05
@@ -98,16 +98,18 @@ class _Holding(Background):
         while True:
             await asyncio.sleep(_HELD_SECONDS / 3)
             try:
-                token = await self._pool.fetchval(
-                    "UPDATE chores SET due_at = now() + $3::interval WHERE name = $1 AND due_at = $2 RETURNING due_at",
-                    self._chore.name,
-                    self.token,
-                    _HELD,
-                )
+                await to_the_end(self._beat())  # or the token that is known would not be the one that holds
             except Exception as error:  # whatever it is, the next beat must come
                 telemetry.log().warning("chore not held", chore=self._chore.name, error=type(error).__name__)
-            else:
-                self.token = token or self.token  # none: somebody has taken over, and twice does no harm
+
+    async def _beat(self) -> None:
+        token = await self._pool.fetchval(
+            "UPDATE chores SET due_at = now() + $3::interval WHERE name = $1 AND due_at = $2 RETURNING due_at",
+            self._chore.name,
+            self.token,
+            _HELD,
+        )
+        self.token = token or self.token  # none: somebody has taken over, and twice does no harm
 
 
 async def _done(chore: Chore) -> Mapping[str, Any]:

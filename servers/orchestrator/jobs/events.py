@@ -50,15 +50,16 @@ class JobEvents:
         self._away_until = 0.0
         self._reads = asyncio.Semaphore(_READS)
 
-    async def publish(self, job_id: UUID, event: job_pb2.JobEvent) -> None:
-        """Append an event; its cursor and time are given by the stream. Losing Redis loses no more than this."""
+    async def publish(self, job_ids: Sequence[UUID], event: job_pb2.JobEvent) -> None:
+        """Append an event to the streams of jobs, which give it a cursor and the time; without Redis it is lost."""
         if time.monotonic() < self._away_until:
             return
-        key = job_events(job_id)
+        data = event.SerializeToString()
         try:
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
-                pipe.xadd(key, {"event": event.SerializeToString()}, maxlen=KEPT_EVENTS, approximate=True)
-                pipe.expire(key, self._kept_seconds)
+                for key in map(job_events, job_ids):
+                    pipe.xadd(key, {"event": data}, maxlen=KEPT_EVENTS, approximate=True)
+                    pipe.expire(key, self._kept_seconds)
                 await pipe.execute()
         except AWAY as error:
             # What makes events must not wait for a Redis that hangs, again and again.

@@ -69,7 +69,9 @@ class Load(Background):
             self._counts = await self._pool.fetch(
                 """SELECT state, kind, priority, count(*) AS jobs,
                           extract(epoch FROM now() - min(created_at))::float8 AS oldest
-                   FROM jobs WHERE state IN ('QUEUED', 'RUNNING') GROUP BY state, kind, priority"""
+                   FROM (SELECT * FROM jobs WHERE state = 'QUEUED'
+                         UNION ALL SELECT * FROM jobs WHERE state = 'RUNNING') AS unfinished
+                   GROUP BY state, kind, priority"""
             )
             if time.monotonic() >= self._rates_at + RATES_SECONDS:
                 await self._measure_rates()

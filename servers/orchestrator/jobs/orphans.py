@@ -97,6 +97,7 @@ async def _check_acquaintance(stores: Stores) -> None:
 async def _listed(stores: Stores, prefix: str) -> AsyncIterator[Connection]:
     """A connection whose temporary table ``listed`` has the objects below ``prefix``; some may be there twice."""
     async with stores.pool.acquire() as connection:
+        await connection.execute("DROP TABLE IF EXISTS pg_temp.listed")
         await connection.execute(
             "CREATE TEMPORARY TABLE listed (key text NOT NULL, size_bytes bigint NOT NULL, modified_at timestamptz)"
         )

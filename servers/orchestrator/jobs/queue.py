@@ -79,12 +79,12 @@ class _Slots:
 
     async def fill(self, ending: asyncio.Event) -> None:
         """Run jobs while there are any, or leave them running alone once ``ending`` is set."""
-        if len(self._tasks) >= self._limit:
-            return  # those of an earlier streaQ worker still run, and take what waits
-        task = self._start()
         ended = asyncio.create_task(ending.wait())
         try:
-            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            while len(self._tasks) >= self._limit and not ending.is_set():  # those that looked without a ticket
+                await asyncio.wait({ended, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.is_set():
+                await asyncio.wait({ended, self._start()}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
 

@@ -50,8 +50,9 @@ async def dispatch(stores: Stores, jobs: JobStore, queue: JobQueue) -> dict[str,
     lost = []
     lease = stores.settings.lease_seconds
     # When PostgreSQL was away, nobody could give a sign of life: workers have the time until the next round for it.
+    # Half, since a sign of life may be older than the last round.
     if await stores.pool.fetchval(
-        "SELECT ran_at > now() - $2::interval FROM chores WHERE name = $1", DISPATCH, dt.timedelta(seconds=lease)
+        "SELECT ran_at > now() - $2::interval FROM chores WHERE name = $1", DISPATCH, dt.timedelta(seconds=lease / 2)
     ):
         lost = await jobs.requeue_lost(lease, stores.settings.max_job_failures)
     due = await jobs.due(WAKING)

@@ -32,6 +32,7 @@ from servers.storage.outages import OUTAGES, patiently
 
 RETRY_SECONDS = 5.0  # after the first failure; it doubles with each
 BEAT_SECONDS = 1.0
+FOLLOWERS = 100  # that end with their leader, one after the other, before others have their turn again
 END_SECONDS = 30.0  # for so long it is tried to write down how an attempt ended
 _DATABASE_TROUBLE: tuple[type[Exception], ...] = (asyncpg.PostgresError, *OUTAGES)
 
@@ -56,6 +57,7 @@ class _Stop(Enum):
     CANCELLED = "the caller cancelled"
     LOST = "another attempt took over"
     DRAINING = "this worker stops"
+    OVERTAKEN = "somebody waits for it: let his job go on with it, at his priority"
 
 
 class JobRun:
@@ -74,7 +76,7 @@ class JobRun:
         self._stage_began = time.monotonic()
         self._fraction = 0.0
         self._rate_from: tuple[float, float] | None = None  # time and fraction at the first progress
-        self._followers: list[UUID] = []
+        self._followers: list[Row] = []
 
     async def stage(self, name: str) -> None:
         """Enter a stage: the name of a value of the proto enum ``Stage`` without its prefix."""
@@ -116,7 +118,13 @@ class JobRun:
 
     async def publish(self, event: job_pb2.JobEvent) -> None:
         """Tell those who watch this job, or another that waits for the same work."""
-        await asyncio.gather(*(self.events.publish(job, event) for job in (self.id, *self._followers)))
+        await self.events.publish([self.id, *(row["id"] for row in self._followers)], event)
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether somebody waits for what is being done in the background."""
+        waiting = bool(self._followers) and self._followers[0]["priority"] == "INTERACTIVE"
+        return waiting and self.row["priority"] == "BACKGROUND"
 
     async def beat(self) -> bool:
         """Renew the lease; returns whether the job is to be cancelled. Raises LeaseLost."""
@@ -159,15 +167,18 @@ class Runner:
 
     async def serve(self) -> None:
         """Run jobs, one after the other, until there is none that may run here."""
-        lock = None
+        lock, same = None, 0
         while not self._draining:
+            state = None
             async with self._taking(lock) as row:
                 if row is not None:
-                    await self._handle(row)
+                    state = await self._handle(row)
             if row is None and lock is None:
                 return
-            # Whoever waited for the same work is next: for them it is done, or one of them takes it over.
-            lock = None if row is None else row["lock"]
+            # Whoever waited for the same is next: for them it is done, or one of them takes it over.
+            same = same + 1 if lock else 0
+            goes_on = row is not None and state in ("SUCCEEDED", "CANCELLED") and same < FOLLOWERS
+            lock = row["lock"] if row is not None and goes_on else None
 
     @asynccontextmanager
     async def _taking(self, lock: str | None) -> AsyncIterator[Row | None]:
@@ -198,8 +209,8 @@ class Runner:
             lock=lock,
         )
 
-    async def _handle(self, row: Row) -> None:
-        """Run a claimed job; returns when this attempt has ended, however it ended."""
+    async def _handle(self, row: Row) -> str | None:
+        """Run a claimed job; returns when this attempt has ended, with the final state if that ended the job."""
         run = JobRun(row, self._store, self._events)
         ids = {"job_id": str(row["id"]), "request_id": row["headers"].get("x-request-id", "")}
         with (
@@ -207,17 +218,14 @@ class Runner:
             telemetry.span("job", row["headers"], kind=row["kind"], attempt=run.attempt),
         ):
             try:
-                await self._attempt(run)
+                return await self._attempt(run)
             except LeaseLost:
                 telemetry.log().warning("lease lost", attempt=run.attempt)
-            except _DATABASE_TROUBLE as error:  # its end could not be written down: its lease runs out
+            except _DATABASE_TROUBLE as error:  # its beginning or end could not be written down: its lease runs out
                 telemetry.log().warning("job left alone", error=type(error).__name__, detail=str(error)[:200])
-            except Exception as error:
-                telemetry.log().exception("job failed")
-                with contextlib.suppress(LeaseLost, *_DATABASE_TROUBLE):
-                    await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
+        return None
 
-    async def _attempt(self, run: JobRun) -> None:
+    async def _attempt(self, run: JobRun) -> str | None:
         row = run.row
         if row["cancel_requested"]:
             return await self._finish(run, "CANCELLED")
@@ -234,45 +242,62 @@ class Runner:
             why.append(_Stop.DRAINING)
             work.cancel()
         beating = asyncio.create_task(self._beating(run, work, why))
+        trouble: Exception | None = None
         try:
             await work
         except asyncio.CancelledError:
             if not why:
                 raise
-        except JobFailure as failure:
-            return await self._fail(run, failure)
-        except OUTAGES as error:
-            telemetry.log().exception("attempt failed")
-            return await self._again(run, error)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            trouble = error
         finally:
             del self._running[work]
             await stopped(beating)
-        if not why:
-            return await self._finish(run, "SUCCEEDED")
-        if why[0] is _Stop.CANCELLED:
-            return await self._finish(run, "CANCELLED")
-        if why[0] is _Stop.DRAINING:
-            await patiently(lambda: self._store.hand_back(run.id, run.attempt), END_SECONDS)
+        # What goes wrong while the work is being stopped is no failure of it.
+        match why[0] if why else trouble:
+            case None:
+                return await self._finish(run, "SUCCEEDED")
+            case _Stop.CANCELLED:
+                return await self._finish(run, "CANCELLED")
+            case _Stop.DRAINING | _Stop.OVERTAKEN:
+                return await self._hand_back(run)
+            case Exception() as failure:
+                return await self._ended_badly(run, failure)
+        return None  # LOST: it is somebody else's
+
+    async def _hand_back(self, run: JobRun, **failure: Any) -> str | None:
+        """Return the job to the queue; its final state if it was to be cancelled."""
+        row = await patiently(lambda: self._store.hand_back(run.id, run.attempt, **failure), END_SECONDS)
+        if row is None:
+            raise LeaseLost
+        if row["state"] == "QUEUED":
             with contextlib.suppress(QueueUnavailable):
                 await self._queue.send(f"{run.id}-{run.attempt}")
+            return None
+        return await self._ended(run, row)
 
-    async def _again(self, run: JobRun, error: Exception) -> None:
-        """After an outage: put the job back for a while, unless it has had enough of them."""
+    async def _ended_badly(self, run: JobRun, error: Exception) -> str | None:
+        """After an outage, put the job back for a while, unless it has had enough of them; else it fails."""
+        if isinstance(error, JobFailure):
+            return await self._fail(run, error)
+        telemetry.log().error("attempt failed", error=type(error).__name__, exc_info=error)
+        if not isinstance(error, OUTAGES):
+            return await self._fail(run, JobFailure("INTERNAL", type(error).__name__))
         failures = run.row["failures"] + 1
         if failures >= self._settings.max_job_failures:
             return await self._fail(run, JobFailure("INFRASTRUCTURE", type(error).__name__, retryable=True))
         delay = RETRY_SECONDS * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
-        why = {"reason": "INFRASTRUCTURE", "message": type(error).__name__}
-        await patiently(
-            lambda: self._store.hand_back(run.id, run.attempt, retry_in=delay, **why),
-            END_SECONDS,
-        )
+        return await self._hand_back(run, retry_in=delay, reason="INFRASTRUCTURE", message=type(error).__name__)
 
     async def _beating(self, run: JobRun, work: asyncio.Future[None], why: list[_Stop]) -> None:
         while True:
             try:
                 if await run.beat():
                     why.append(_Stop.CANCELLED)
+                elif run.overtaken:
+                    why.append(_Stop.OVERTAKEN)
             except LeaseLost:
                 why.append(_Stop.LOST)
             except _DATABASE_TROUBLE as error:
@@ -283,25 +308,33 @@ class Runner:
                 return
             await asyncio.sleep(BEAT_SECONDS)
 
-    async def _fail(self, run: JobRun, failure: JobFailure) -> None:
+    async def _fail(self, run: JobRun, failure: JobFailure) -> str:
         error = {"reason": failure.reason, "message": failure.message, "retryable": failure.retryable}
-        await self._finish(run, "FAILED", error)
+        return await self._finish(run, "FAILED", error)
 
-    async def _finish(self, run: JobRun, state: str, error: dict[str, Any] | None = None) -> None:
+    async def _finish(self, run: JobRun, state: str, error: dict[str, Any] | None = None) -> str:
         run.end_stage()
-        row = await patiently(
-            lambda: self._store.finish(
-                run.id, run.attempt, state, error=error, warnings=run.warnings, timings=run.timings
-            ),
-            END_SECONDS,
-        )
-        reason = error["reason"] if error else ""
+        what: dict[str, Any] = {"error": error, "warnings": run.warnings, "timings": run.timings}
+        try:
+            row = await patiently(lambda: self._store.finish(run.id, run.attempt, state, **what), END_SECONDS)
+        except LeaseLost:
+            # Or it was written down, but the connection was lost before we heard of it.
+            found = await self._store.get(run.id)
+            if found is None or (found["attempt"], found["state"]) != (run.attempt, state):
+                raise
+            row = found
+        return await self._ended(run, row)
+
+    async def _ended(self, run: JobRun, row: Row) -> str:
+        """Tell of a job that has ended; its state."""
+        reason = row["error"]["reason"] if row["error"] else ""
         telemetry.JOBS.labels(row["kind"], row["state"], reason).inc()
         telemetry.log().info("job ended", state=row["state"], reason=reason)
         await self._tell(run, row)
         if row["state"] == "SUCCEEDED":
             await self._events.ready(row["kind"], row["track_id"], row["id"])
+        return str(row["state"])
 
     async def _tell(self, run: JobRun, row: Row) -> None:
         results = await self._store.results([run.id])
-        await self._events.publish(run.id, job_pb2.JobEvent(job=messages.job(row, results)))
+        await self._events.publish([run.id], job_pb2.JobEvent(job=messages.job(row, results)))

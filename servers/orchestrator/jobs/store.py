@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -39,8 +40,21 @@ class NewJob:
     lock: str | None = None
 
 
-# A job that comes back, or comes for the first time to an empty queue, takes the place of the first that waits.
-_FIRST_TURN = "SELECT turn FROM jobs WHERE state = 'QUEUED' AND priority = {priority} ORDER BY turn LIMIT 1"
+def _ready(table: str) -> str:
+    """Whether a waiting job may begin: not before its time, nor while the same is done or, for a person, to be done."""
+    return f"""{table}.not_before <= now()
+        AND NOT EXISTS (SELECT 1 FROM jobs AS same WHERE same.lock = {table}.lock AND same.state = 'RUNNING')
+        AND ({table}.priority = 'INTERACTIVE' OR NOT EXISTS (
+                 SELECT 1 FROM jobs AS same
+                 WHERE same.lock = {table}.lock AND same.state = 'QUEUED' AND same.priority = 'INTERACTIVE'))"""
+
+
+def _first_turn(priority: str) -> str:
+    """The turn of the first job of a priority that could begin: a job that comes back takes that place."""
+    return f"""(SELECT first.turn FROM jobs AS first
+                WHERE first.state = 'QUEUED' AND first.priority = {priority} AND {_ready("first")}
+                ORDER BY first.turn LIMIT 1)"""
+
 
 # What is remembered of an attempt that ends; {outcome}, {reason} and {message} are SQL.
 _ATTEMPT = """attempts || jsonb_build_object('number', attempt, 'worker', worker, 'started', claimed_at,
@@ -57,6 +71,35 @@ def _telling(change: str, returning: str = "*") -> str:
                SELECT * FROM changed"""
 
 
+@cache
+def _claim(*, background: bool, locked: bool) -> str:
+    """The statement of :meth:`JobStore.claim`: $1 kinds, $2 worker, then ageing and lock, as far as they matter.
+
+    One for each case, so that each finds its job at the beginning of an index.
+    """
+    ready = f"state = 'QUEUED' AND kind = ANY($1) AND {_ready('jobs')}" + (
+        f" AND lock = ${3 + background}" if locked else ""
+    )
+    starving, allowed = "", "AND priority = 'INTERACTIVE'"
+    if background:
+        allowed = "AND (priority = 'BACKGROUND' OR NOT (SELECT yes FROM starving))"
+        starving = f"""starving AS MATERIALIZED (
+            SELECT NOT EXISTS (SELECT 1 FROM jobs WHERE priority = 'BACKGROUND' AND claimed_at > now() - $3::interval)
+               AND coalesce(now() - $3::interval > (
+                       SELECT created_at FROM jobs WHERE {ready} AND priority = 'BACKGROUND'
+                       ORDER BY turn, created_at LIMIT 1
+                   ), false) AS yes
+        ), """
+    return f"""WITH {starving} next AS (
+                   SELECT id FROM jobs WHERE {ready} {allowed}
+                   ORDER BY priority DESC, turn, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+               )
+               UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, worker = $2, claimed_at = now(),
+                               heartbeat_at = now(), started_at = coalesce(started_at, now()),
+                               stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL
+               FROM next WHERE jobs.id = next.id RETURNING jobs.*"""
+
+
 class JobStore:
     """The table of jobs; ``webhook_urls`` are told of those that end."""
 
@@ -71,7 +114,7 @@ class JobStore:
         row = await self._pool.fetchrow(
             f"""INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id, lock, turn)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                       greatest(0, ({_FIRST_TURN.format(priority="$5")}),
+                       greatest(0, {_first_turn("$5")},
                                 (SELECT turn + 1 FROM jobs WHERE state = 'QUEUED' AND owner = $2 AND priority = $5
                                  ORDER BY turn DESC LIMIT 1)))
                ON CONFLICT (owner, request_id) DO NOTHING RETURNING *""",
@@ -175,35 +218,15 @@ class JobStore:
             ageing_seconds: How long background work may be kept from everything.
             lock: Only a job of this lock.
         """
-        eligible = """state = 'QUEUED' AND not_before <= now() AND kind = ANY($1) AND ($5::text IS NULL OR lock = $5)
-                      AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.lock = jobs.lock
-                                      AND other.state = 'RUNNING')"""
+        statement = _claim(background=background, locked=lock is not None)
+        arguments: list[Any] = [list(kinds), worker]
+        if background:
+            arguments.append(dt.timedelta(seconds=ageing_seconds))
+        if lock is not None:
+            arguments.append(lock)
         for _ in range(_RACES):
             try:
-                return await self._pool.fetchrow(
-                    f"""WITH starving AS MATERIALIZED (
-                            SELECT $2 AND NOT EXISTS (
-                                SELECT 1 FROM jobs WHERE priority = 'BACKGROUND' AND claimed_at > now() - $4::interval
-                            ) AND coalesce(now() - $4::interval > (
-                                SELECT created_at FROM jobs WHERE {eligible} AND priority = 'BACKGROUND'
-                                ORDER BY turn, created_at LIMIT 1
-                            ), false) AS yes
-                        ), next AS (
-                            SELECT id FROM jobs WHERE {eligible}
-                              AND CASE priority WHEN 'BACKGROUND' THEN $2 ELSE NOT (SELECT yes FROM starving) END
-                            ORDER BY priority DESC, turn, created_at LIMIT 1 FOR UPDATE SKIP LOCKED
-                        )
-                        UPDATE jobs SET state = 'RUNNING', attempt = attempt + 1, worker = $3,
-                                        claimed_at = now(), heartbeat_at = now(),
-                                        started_at = coalesce(started_at, now()),
-                                        stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL
-                        FROM next WHERE jobs.id = next.id RETURNING jobs.*""",
-                    list(kinds),
-                    background,
-                    worker,
-                    dt.timedelta(seconds=ageing_seconds),
-                    lock,
-                )
+                return await self._pool.fetchrow(statement, *arguments)
             except asyncpg.UniqueViolationError:  # somebody began the same at the same moment
                 continue
         return None
@@ -214,12 +237,13 @@ class JobStore:
             return None
         return await self._pool.fetchrow("SELECT * FROM jobs WHERE lock = $1 AND state = 'RUNNING'", row["lock"])
 
-    async def followers(self, lock: str) -> list[UUID]:
-        """Jobs that wait for what the holder of ``lock`` does; at most a hundred."""
-        rows = await self._pool.fetch(
-            "SELECT id FROM jobs WHERE lock = $1 AND state = 'QUEUED' ORDER BY created_at LIMIT 100", lock
+    async def followers(self, lock: str) -> list[Row]:
+        """Id and priority of jobs that wait for what the holder of ``lock`` does; a hundred, interactive ones first."""
+        return await self._pool.fetch(
+            """SELECT id, priority FROM jobs WHERE lock = $1 AND state = 'QUEUED'
+               ORDER BY priority DESC, created_at LIMIT 100""",
+            lock,
         )
-        return [row["id"] for row in rows]
 
     async def beat(self, job_id: UUID, attempt: int, stage: str, fraction: float, eta: float | None) -> bool:
         """Renew the lease and store progress; returns whether the job is to be cancelled."""
@@ -265,8 +289,8 @@ class JobStore:
                                    attempts = {
                     _ATTEMPT.format(
                         outcome="CASE WHEN $4 = 'FAILED' AND cancel_requested THEN 'CANCELLED' ELSE $4 END",
-                        reason="$5::jsonb ->> 'reason'",
-                        message="$5::jsonb ->> 'message'",
+                        reason="CASE WHEN cancel_requested THEN NULL ELSE $5::jsonb ->> 'reason' END",
+                        message="CASE WHEN cancel_requested THEN NULL ELSE $5::jsonb ->> 'message' END",
                     )
                 },
                                    stage = 'UNSPECIFIED', eta_seconds = NULL,
@@ -287,19 +311,28 @@ class JobStore:
 
     async def hand_back(
         self, job_id: UUID, attempt: int, *, retry_in: float | None = None, reason: str = "", message: str = ""
-    ) -> None:
-        """Return a running job to the queue: this worker stops, or (``retry_in`` seconds) the attempt failed."""
+    ) -> Row | None:
+        """Return a running job to the queue: this worker stops, or (``retry_in`` seconds) the attempt failed.
+
+        One that was to be cancelled is. Returns the job as it is then; None: the attempt was not live any more.
+        """
         remembered = _ATTEMPT.format(
-            outcome="CASE WHEN $3::interval IS NULL THEN 'HANDED_BACK' ELSE 'FAILED' END",
-            reason="nullif($4::text, '')",
-            message="nullif($5::text, '')",
+            outcome="""CASE WHEN cancel_requested THEN 'CANCELLED'
+                            WHEN $4::interval IS NULL THEN 'HANDED_BACK' ELSE 'FAILED' END""",
+            reason="CASE WHEN NOT cancel_requested THEN nullif($5::text, '') END",
+            message="CASE WHEN NOT cancel_requested THEN nullif($6::text, '') END",
         )
-        await self._pool.execute(
-            f"""UPDATE jobs SET state = 'QUEUED', heartbeat_at = NULL, stage = 'UNSPECIFIED', fraction = 0,
-                                eta_seconds = NULL, failures = failures + ($3::interval IS NOT NULL)::int,
-                                not_before = now() + coalesce($3, '0 s'), attempts = {remembered},
-                                turn = coalesce(({_FIRST_TURN.format(priority="jobs.priority")}), 0)
-               WHERE id = $1 AND attempt = $2 AND state = 'RUNNING'""",
+        return await self._pool.fetchrow(
+            _telling(
+                f"""UPDATE jobs SET state = CASE WHEN cancel_requested THEN 'CANCELLED' ELSE 'QUEUED' END,
+                                    ended_at = CASE WHEN cancel_requested THEN now() END,
+                                    heartbeat_at = NULL, stage = 'UNSPECIFIED', fraction = 0, eta_seconds = NULL,
+                                    failures = failures + ($4::interval IS NOT NULL)::int,
+                                    not_before = now() + coalesce($4, '0 s'), attempts = {remembered},
+                                    turn = coalesce({_first_turn("jobs.priority")}, 0)
+                    WHERE id = $2 AND attempt = $3 AND state = 'RUNNING'"""
+            ),
+            self._webhook_urls,
             job_id,
             attempt,
             None if retry_in is None else dt.timedelta(seconds=retry_in),
@@ -321,7 +354,7 @@ class JobStore:
                                     error = CASE WHEN fate.state = 'FAILED' THEN jsonb_build_object(
                                         'reason', 'ATTEMPTS_EXHAUSTED', 'retryable', true,
                                         'message', format('%s attempts were cut short', failures + 1)) END,
-                                    turn = coalesce(({_FIRST_TURN.format(priority="jobs.priority")}), 0),
+                                    turn = coalesce({_first_turn("jobs.priority")}, 0),
                                     attempts = {
                     _ATTEMPT.format(
                         outcome="'LOST'", reason="'WORKER_LOST'", message="'the worker gave no sign of life'"
@@ -364,11 +397,8 @@ class JobStore:
     async def due(self, most: int) -> int:
         """How many jobs wait for nothing but a worker, counted up to ``most``."""
         count = await self._pool.fetchval(
-            """SELECT count(*) FROM (
-                   SELECT 1 FROM jobs WHERE state = 'QUEUED' AND not_before <= now()
-                     AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.lock = jobs.lock
-                                     AND other.state = 'RUNNING')
-                   ORDER BY priority DESC, turn, created_at LIMIT $1) AS counted""",
+            f"""SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'QUEUED' AND {_ready("jobs")}
+                                      ORDER BY priority DESC, turn, created_at LIMIT $1) AS counted""",
             most,
         )
         return int(count)

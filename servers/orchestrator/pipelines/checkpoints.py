@@ -25,12 +25,13 @@ class Checkpoints:
         if None in names:
             return []
         best = await self._pool.fetchrow(
-            """WITH files AS MATERIALIZED (
+            """WITH same AS (SELECT $2::uuid AS id UNION SELECT id FROM jobs WHERE lock = $4), files AS (
                    SELECT job_id, attempt, stem, max(frames) AS frames FROM live_pieces
-                   WHERE stem = ANY($1) AND (job_id, attempt) <> ($2, $3) GROUP BY job_id, attempt, stem
+                   WHERE job_id IN (SELECT id FROM same) AND stem = ANY($1) AND (job_id, attempt) <> ($2, $3)
+                   GROUP BY job_id, attempt, stem
                )
-               SELECT job_id, files.attempt FROM files JOIN jobs ON jobs.id = job_id WHERE job_id = $2 OR lock = $4
-               GROUP BY job_id, files.attempt HAVING count(frames) = cardinality($1)
+               SELECT job_id, attempt FROM files
+               GROUP BY job_id, attempt HAVING count(frames) = cardinality($1)
                ORDER BY min(frames) DESC LIMIT 1""",
             names,
             run.id,

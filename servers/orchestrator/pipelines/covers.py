@@ -120,18 +120,21 @@ class Covers:
                                      track_id = coalesce(track_id, $4)
                    WHERE id = $2 RETURNING *
                ), assigned AS (
-                   INSERT INTO job_covers (job_id, cover_id) SELECT $1, id FROM found ON CONFLICT DO NOTHING
+                   INSERT INTO job_covers (job_id, cover_id) SELECT $1, id FROM found
+                   WHERE EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND attempt = $5 AND state = 'RUNNING')
+                   ON CONFLICT DO NOTHING
                )
                SELECT * FROM found""",
             run.id,
             identity,
             run.row["spec"],
             run.row["track_id"],
+            run.attempt,
         )
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         warn_of_clipping(run, "cover", row)
-        await run.publish(job_pb2.JobEvent(artifact=messages.artifact(row, "")))
+        await run.events.publish([run.id], job_pb2.JobEvent(artifact=messages.artifact(row, "")))
 
 
 async def _keep_alive(connection: Connection, run: JobRun) -> None:

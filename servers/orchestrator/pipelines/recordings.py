@@ -52,7 +52,7 @@ class Recordings:
 
         They are there for as long as the context lasts.
         """
-        with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._folder) as folder:
+        with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._folder, ignore_cleanup_errors=True) as folder:
             await run.stage("FETCH")
             paths: list[Path] = []
             for number, key in enumerate((recording["object_key"], *more)):

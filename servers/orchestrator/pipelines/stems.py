@@ -57,7 +57,9 @@ class Stems:
                 for row in await connection.fetch("SELECT * FROM stems WHERE sha256 = $1 AND model = $2", sha256, model)
             }
             new = [stem for stem in stems if (stem.name, stem.format.value) not in known]
-            places = {stem.name: keys.stem(sha256, model, stem.name, stem.format.extension) for stem in new}
+            places = {
+                stem.name: keys.stem(sha256, model, stem.name, stem.sha256, stem.format.extension) for stem in new
+            }
             await together(*(stem.put(places[stem.name]) for stem in new))
             try:
                 async with connection.transaction():
@@ -101,7 +103,9 @@ class Stems:
                    SELECT * FROM stems WHERE sha256 = $2 AND model = $3 AND stem = $4 AND format = $5
                ), assigned AS (
                    INSERT INTO job_stems (job_id, sha256, model, stem, format)
-                   SELECT $1, sha256, model, stem, format FROM found ON CONFLICT DO NOTHING
+                   SELECT $1, sha256, model, stem, format FROM found
+                   WHERE EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND attempt = $6 AND state = 'RUNNING')
+                   ON CONFLICT DO NOTHING
                )
                SELECT * FROM found""",
             run.id,
@@ -109,12 +113,14 @@ class Stems:
             model,
             stem,
             audio_format.value,
+            run.attempt,
         )
 
     async def _announce(self, run: JobRun, row: Row) -> None:
         warn_of_clipping(run, row["stem"], row)
         artifact = messages.artifact(row, f"tracks/{run.row['track_id']}")
-        await run.publish(job_pb2.JobEvent(artifact=artifact))
+        # Not to followers: the track of another owner is named otherwise. They take it when it is their turn.
+        await run.events.publish([run.id], job_pb2.JobEvent(artifact=artifact))
 
 
 def warn_of_clipping(run: JobRun, what: str, row: Row) -> None:

@@ -17,6 +17,7 @@ DROP INDEX jobs_unfinished;
 -- Whoever runs holds the lock; his token is the job's id and attempt, and his heartbeat renews it.
 CREATE UNIQUE INDEX jobs_lock_held ON jobs (lock) WHERE state = 'RUNNING';
 CREATE INDEX jobs_lock_wanted ON jobs (lock) WHERE state = 'QUEUED';
+CREATE INDEX jobs_lock ON jobs (lock);
 CREATE INDEX jobs_turns ON jobs (priority DESC, turn, created_at) WHERE state = 'QUEUED';
 CREATE INDEX jobs_turns_of_owner ON jobs (owner, priority, turn) WHERE state = 'QUEUED';
 CREATE INDEX jobs_leases ON jobs (heartbeat_at) WHERE state = 'RUNNING';
