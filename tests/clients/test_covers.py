@@ -15,7 +15,7 @@ from contrafact import Client, CoverProgress, FailedPrecondition, JobCancelled, 
 from servers.local import Stack
 from tests.clients.command import contrafact, start
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 
 
 async def test_a_cover_is_saved_while_it_is_made(

@@ -27,7 +27,7 @@ from tests.fault.test_jobs_survive import Database, eventually, first_piece, pid
 from tests.orchestrator.test_covers import PLAIN, shelf
 from tests.orchestrator.test_separation import noise, write
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 LONG, SHORT = GEOMETRY.stride * 8, 4000  # frames
 AT_MOST_LENT = 8  # regions of shared memory that all of a worker's jobs use at once

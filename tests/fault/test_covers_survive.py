@@ -21,7 +21,7 @@ from tests.fault.test_jobs_survive import Database, pid_of, restarted
 from tests.orchestrator.test_covers import PLAIN, is_a_cover, shelf
 from tests.orchestrator.test_separation import noise, read, write
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 
 async def first_audio(job: Any) -> None:

@@ -30,7 +30,7 @@ from tests.fault.leftovers import regions_of
 from tests.inference.fake import CRASH
 from tests.orchestrator.test_separation import GAINS, fake_stem, noise, read, write
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 Database: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Samples = NDArray[np.float32]
@@ -50,7 +50,7 @@ async def upload(client: Client, folder: Path, segments: int, seed: int) -> Reco
     return Recording(samples, await client.upload(write(folder / f"{seed}.wav", samples, 44_100)))
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> float:
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> float:
     """Wait until ``condition`` holds; how long it took."""
     began = time.monotonic()
     while not await condition():

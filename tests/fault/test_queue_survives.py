@@ -16,7 +16,7 @@ from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable, consume
 from servers.platform.settings import Settings
 from tests.conftest import stack_settings
 
-pytestmark = pytest.mark.timeout(40)
+pytestmark = pytest.mark.timeout(240)
 
 
 async def forget(stack: Stack, settings: Settings) -> None:
@@ -42,7 +42,7 @@ async def test_who_works_works_on_and_the_others_are_woken(tmp_path: Path, troub
                 await release.wait()
             ended.append(number)
 
-        async with asyncio.timeout(30), JobQueue(settings) as queue:
+        async with asyncio.timeout(90), JobQueue(settings) as queue:
             consumer = asyncio.create_task(consume(settings, handler, asyncio.Event()))
             await queue.send("first")
             while not begun:

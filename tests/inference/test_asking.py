@@ -13,7 +13,7 @@ from servers.inference.triton import Question, Triton
 from servers.platform.settings import Settings
 from tests.inference.fake import DELAY, OUTPUT, OUTPUT_BYTES, ComputeLog, changed, our_regions, window
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 def asker(triton: Triton, settings: Settings) -> Asker:

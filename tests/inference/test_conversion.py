@@ -30,7 +30,7 @@ from servers.storage.objects import ObjectStore
 from tests.conftest import FAKE_MODELS, stack_settings
 from tests.inference.fake import our_regions
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 VOICE_RATE, GAIN = 40_000, 0.5
 Audio = NDArray[np.float32]
 

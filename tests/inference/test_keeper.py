@@ -29,7 +29,7 @@ from tests.inference.fake import (
     stub_pids,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture

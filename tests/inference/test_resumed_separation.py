@@ -25,7 +25,7 @@ from servers.platform.settings import Settings
 from tests.inference.fake import PLAIN, ComputeLog, blocks, changed, ramp
 from tests.orchestrator.test_separation import noise
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.inference.fake import (
     window,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 async def infer(triton: Triton, samples: Samples, priority: int = 2, model: str = "htdemucs") -> Samples:

@@ -16,7 +16,7 @@ from servers.storage.objects import ObjectStore
 from tests.bench.load import Stream, Watched, disagreements, drive, popular, settled, shelve_gains
 from tests.conftest import FAKE_MODELS, stack_settings
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 VOICES, CAPACITY = 100, 10
 

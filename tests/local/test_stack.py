@@ -29,7 +29,7 @@ from servers.local import triton as triton_module
 from servers.local.contrafact import ROOT
 from servers.local.process import Child, Command
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(autouse=True)

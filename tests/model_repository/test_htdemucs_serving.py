@@ -22,7 +22,7 @@ from tritonclient.utils import shared_memory as shm
 if TYPE_CHECKING:
     from tests.model_repository.conftest import Server, Start
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "model_repository" / "htdemucs"

@@ -26,7 +26,7 @@ from tests.orchestrator.test_separation import fake_stem, noise, read, write
 
 MOST = 6
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")

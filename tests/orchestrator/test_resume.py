@@ -31,7 +31,7 @@ from tests.inference.fake import ComputeLog
 from tests.orchestrator.test_covers import PLAIN, is_a_cover, shelf, stages
 from tests.orchestrator.test_separation import fake_stem, noise, read, write
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 SEGMENTS = 12
 SECONDS = SEGMENTS * GEOMETRY.stride / 44_100 - 0.02

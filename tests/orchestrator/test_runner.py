@@ -24,7 +24,7 @@ from servers.storage.database import Pool, Row, connect
 from servers.storage.migrate import migrate
 from tests.conftest import stack_settings
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 KINDS = ("SEPARATE", "COVER")
 

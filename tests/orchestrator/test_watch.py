@@ -27,7 +27,7 @@ from servers.storage.migrate import migrate
 from tests.conftest import stack_settings
 from tests.orchestrator.jobs_world import OWNER, World, world_of
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 RUNNING, SUCCEEDED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_SUCCEEDED
 

@@ -17,6 +17,7 @@ from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
 
 DISPATCH = "dispatch"
+_ROUNDS_SECONDS = 3.0  # some rounds of it, on a machine that is busy
 _HOUR = 3600.0
 
 # In this order: what the first leave without a row or an object, the last would find.
@@ -52,7 +53,9 @@ async def dispatch(stores: Stores, jobs: JobStore, queue: JobQueue) -> dict[str,
     # When PostgreSQL was away, nobody could give a sign of life: workers have the time until the next round for it.
     # Half, since a sign of life may be older than the last round.
     if await stores.pool.fetchval(
-        "SELECT ran_at > now() - $2::interval FROM chores WHERE name = $1", DISPATCH, dt.timedelta(seconds=lease / 2)
+        "SELECT ran_at > now() - $2::interval FROM chores WHERE name = $1",
+        DISPATCH,
+        dt.timedelta(seconds=max(lease / 2, _ROUNDS_SECONDS)),
     ):
         lost = await jobs.requeue_lost(lease, stores.settings.max_job_failures)
     due = await jobs.due(WAKING)

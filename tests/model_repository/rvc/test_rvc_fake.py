@@ -26,7 +26,7 @@ from tests.model_repository.rvc.conftest import snr, tiny_file, tone
 if TYPE_CHECKING:
     from tests.model_repository.conftest import Server, Start
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT / "model_repository" / "rvc"

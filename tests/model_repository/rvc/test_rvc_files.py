@@ -30,7 +30,7 @@ from model_repository.rvc.store import Store
 from servers.local import running_stack
 from servers.local.ports import free_port
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).resolve().parents[3]
 
 

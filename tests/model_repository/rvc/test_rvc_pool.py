@@ -18,7 +18,7 @@ from model_repository.rvc.loader import Key, VoiceLoading, VoiceRefused, VoiceSt
 from model_repository.rvc.pool import Pool
 from model_repository.rvc.residents import STRATEGIES, PoolSettings
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @dataclass(eq=False)

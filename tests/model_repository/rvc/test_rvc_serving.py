@@ -30,7 +30,7 @@ from tests.model_repository.rvc.conftest import FIXTURES, relative, tiny_file, t
 if TYPE_CHECKING:
     from tests.model_repository.conftest import Server, Start
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 SMALL = Geometry(core=40, before=36, after=42, fade=5)
