@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 from servers.orchestrator.jobs.findings import Stores
+from servers.platform.settings import Settings
 from servers.storage import keys
+from servers.storage.database import connect
+from servers.storage.objects import ObjectStore
 
 OWNER = "somebody"
 STEM_BYTES, COVER_BYTES, PIECE_BYTES = 30, 20, 10
@@ -134,3 +139,16 @@ class Library(Stores):
             rows = await self.pool.fetch(f"SELECT * FROM {table} AS t ORDER BY t::text")
             found[table] = [dict(row) for row in rows]
         return found
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Library]:
+    """An empty library."""
+    pool, objects = await connect(settings), ObjectStore(settings)
+    library = Library(pool, objects, settings)
+    await library.clear()
+    try:
+        yield library
+    finally:
+        await objects.close()
+        await pool.close()

@@ -19,11 +19,9 @@ from servers.orchestrator.jobs.reconcile import CLEAN_UPS, chores, dispatch
 from servers.orchestrator.jobs.store import JobStore
 from servers.platform.settings import Settings
 from servers.platform.tasks import stopped
-from servers.storage.database import connect
 from servers.storage.migrate import migrate
-from servers.storage.objects import ObjectStore
 from tests.conftest import stack_settings
-from tests.orchestrator.library import Library
+from tests.orchestrator.library import Library, opened
 
 HOUR, SOON = 3600.0, 0.05  # intervals
 
@@ -40,12 +38,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture
 async def library(stores: Settings) -> AsyncIterator[Library]:
     """An empty library."""
-    pool, objects = await connect(stores), ObjectStore(stores)
-    library = Library(pool, objects, stores)
-    await library.clear()
-    yield library
-    await objects.close()
-    await pool.close()
+    async with opened(stores) as library:
+        yield library
 
 
 class Diary:

@@ -22,7 +22,7 @@ from servers.storage.database import connect, exclusive
 from servers.storage.migrate import migrate
 from servers.storage.objects import PART_BYTES, ObjectStore
 from tests.conftest import stack_settings
-from tests.orchestrator.library import PIECE_BYTES, STEM_BYTES, Library
+from tests.orchestrator.library import PIECE_BYTES, STEM_BYTES, Library, opened
 
 NOW = {"orphan_original_days": 0.0, "half_transfer_days": 0.0}
 
@@ -39,12 +39,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture
 async def library(stores: Settings) -> AsyncIterator[Library]:
     """An empty library."""
-    pool, objects = await connect(stores), ObjectStore(stores)
-    library = Library(pool, objects, stores)
-    await library.clear()
-    yield library
-    await objects.close()
-    await pool.close()
+    async with opened(stores) as library:
+        yield library
 
 
 async def clean(library: Library, *, dry_run: bool = False, **settings: Any) -> dict[str, Finding]:
