@@ -37,6 +37,8 @@ async def connect(settings: Settings) -> Pool:
         # Each job may wait for a name (exclusive) while its heartbeat and its pieces are written.
         max_size=16 + settings.worker_concurrency + settings.interactive_slots,
         command_timeout=30,
+        # Else each prepared statement has a timer, whose context keeps the whole call that made it for five minutes.
+        max_cached_statement_lifetime=0,
         timeout=10,
         init=_prepare,
         server_settings={"application_name": "contrafact", "idle_in_transaction_session_timeout": "300000"},

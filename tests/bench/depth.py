@@ -49,11 +49,11 @@ class Clerk:
             seconds.append(time.perf_counter() - began)
         return {**milliseconds(seconds), "postgres_cpu_ms": round(1e3 * (tree_cpu(self._postgres) - cpu) / times, 3)}
 
-    async def claim(self, lock: str | None = None) -> Row | None:
-        """As a worker with room for everything does."""
+    async def claim(self, lock: str | None = None, *, background: bool = True) -> Row | None:
+        """As a worker does that has room for everything, or for interactive jobs alone."""
         return await self._store.claim(
             [backlog.KIND],
-            background=True,
+            background=background,
             worker="bench",
             ageing_seconds=self._settings.background_ageing_seconds,
             lock=lock,
@@ -82,6 +82,8 @@ class Clerk:
         found["load"] = await self._timed(self._load.refresh, RARE_CALLS)
         if last := await self._pool.fetchval("SELECT id FROM jobs WHERE state = 'QUEUED' ORDER BY turn DESC LIMIT 1"):
             found["look"] = await self._timed(lambda: self._views.look_up([last]), RARE_CALLS)
+        # All that wait are background jobs.
+        found["claim nothing"] = await self._timed(lambda: self.claim(background=False), RARE_CALLS)
         # As the last of those that wait is claimed, a claim costs what it costs to find nothing.
         found["claim"] = await self._timed(claim, CALLS)
         if claimed:
@@ -152,7 +154,7 @@ async def measured(folder: Path) -> Figures:
             await prepared(clerk, pool, track, max(DEPTHS[-1], 1000), "1000 owners")
             at_once[f"{number}"] = round(await claims_at_once(clerk, min(CALLS * 3, 900), number), 1)
         size = await bytes_of_a_job(stack, settings, pool, track, min(CALLS * 10, 10_000))
-    questions = ("create", "claim", "beat", "finish", "due", "lost", "load", "look")
+    questions = ("create", "claim", "claim nothing", "beat", "finish", "due", "lost", "load", "look")
     cells = {name: [entry.get(each, {}).get("median_ms", "-") for each in questions] for name, entry in found.items()}
     table([["median ms, waiting", *questions], *([name, *row] for name, row in cells.items())])
     print(f"  claims/s by callers at once: {at_once}; of a job that waits: {size}", flush=True)
