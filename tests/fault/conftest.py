@@ -41,6 +41,7 @@ def fault_stack(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> It
             "CONTRAFACT_WORKER_CONCURRENCY": "2",
             "CONTRAFACT_LEASE_SECONDS": str(LEASE_SECONDS),
             "CONTRAFACT_DRAIN_SECONDS": str(DRAIN_SECONDS),
+            "CONTRAFACT_ORPHANS_SECONDS": "5",
             "CONTRAFACT_TEMPORARY_FOLDER": str(temporary),
         },
     ) as running:

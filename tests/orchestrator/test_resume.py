@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 SEGMENTS = 12
 SECONDS = SEGMENTS * GEOMETRY.stride / 44_100 - 0.02
 # Made twice: the segment that the encoder held back, the one it is blended with, and those that were under way.
-AGAIN = 4
+AGAIN = 6
 Samples = NDArray[np.float32]
 
 

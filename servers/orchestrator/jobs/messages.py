@@ -108,7 +108,7 @@ def job(row: Row, results: Sequence[Row], queue_position: int = 0) -> job_pb2.Jo
             number=attempt["number"],
             outcome=job_pb2.Attempt.Outcome.Value(f"OUTCOME_{attempt['outcome']}"),
             reason=attempt["reason"],
-            start_time=timestamp(dt.datetime.fromisoformat(attempt["started"])),
+            start_time=timestamp(dt.datetime.fromisoformat(attempt["started"])) if attempt["started"] else None,
             end_time=timestamp(dt.datetime.fromisoformat(attempt["ended"])),
         )
     return message
