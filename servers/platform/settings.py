@@ -76,6 +76,19 @@ class Settings(BaseSettings):
         description="For so long a job waits until there is room in the mixer before its attempt is given up.",
     )
 
+    analyzer_host: str = "127.0.0.1"
+    analyzer_port: int = Field(50062, ge=0, le=65535)
+    analyzer_url: str = Field("127.0.0.1:50062", description="Where the others find the analyzer.")
+    analyses_in_flight: int = Field(
+        8, ge=1, le=32, description="Of one process; the analyzer makes 32 at once and refuses more."
+    )
+    analyzer_wait_seconds: float = Field(
+        600.0, gt=0, description="For so long a job waits for room in the analyzer before its attempt is given up."
+    )
+    analyzer_threads: int | None = Field(
+        None, ge=1, le=256, description="Steps of analyses at once in one analyzer; none: as many as it has cores."
+    )
+
     # How this server is reached.
     api_host: str = "127.0.0.1"
     api_port: int = Field(50051, ge=0, le=65535)
@@ -184,6 +197,17 @@ class Settings(BaseSettings):
     )
     stem_retention_days: float = Field(
         30.0, gt=0, description="Stems that nobody used for so long are removed; they can be made again."
+    )
+
+    # Analyses and search.
+    analysis_cache_seconds: float = Field(3600.0, gt=0, description="How long Redis keeps an analysis that was read.")
+    scan_jobs: int = Field(32, ge=1, le=10_000, description="Unfinished jobs of one scan at once.")
+    embedding_model: str = Field(
+        "contrafact-signal-1", description="What makes embeddings; those of another model are not searched."
+    )
+    max_clip_bytes: int = Field(50_000_000, gt=0)
+    search_exact_tracks: int = Field(
+        20_000, ge=0, description="Libraries up to this size are searched exactly, larger ones through the index."
     )
 
     # Webhooks.

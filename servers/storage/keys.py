@@ -20,7 +20,9 @@ Redis holds no only copy of anything:
 =====================================================  ====================================================
 ``job:{job}:events``                                    stream of the job's events (protobuf ``JobEvent``)
 ``{Kind}Ready:{track}``                                 channel: a job of this kind, whose name is the message, has
-                                                        succeeded (``SeparateReady:…``, ``CoverReady:…``)
+                                                        succeeded (``SeparateReady:…``, ``CoverReady:…``,
+                                                        ``AnalysisReady:…``)
+``analysis:{track}``                                    an analysis that was read lately (protobuf ``Analysis``)
 ``streaq:contrafact:*``                                 the queue; see ``orchestrator.jobs.queue``
 ``voices:pool``                                         the voice pool's last report (JSON), for some seconds
 ``voices:pool:counted``                                 process and counters of the pool that metrics include
@@ -87,7 +89,12 @@ def job_events(job: UUID) -> str:
 
 def ready_channel(kind: str, track: UUID) -> str:
     """The Redis channel where it is signalled that a job of this kind, such as "COVER", has succeeded."""
-    return f"{kind.capitalize()}Ready:{track}"
+    return f"{'Analysis' if kind == 'ANALYZE' else kind.capitalize()}Ready:{track}"
+
+
+def analysis(track: UUID) -> str:
+    """The cached analysis of a track."""
+    return f"analysis:{track}"
 
 
 VOICES_PREFIX = "voices/"

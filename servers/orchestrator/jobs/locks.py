@@ -25,6 +25,16 @@ def of_separation(sha256: str, spec: job_pb2.SeparationSpec) -> str:
     return f"separate:{uuid5(_NAMESPACE, json.dumps(parts))}"
 
 
+def of_analysis(sha256: str, analyzer: str) -> str:
+    """Of an analysis of these bytes by that version of the analyzer; whoever asks for it."""
+    return f"analyze:{uuid5(_NAMESPACE, json.dumps([sha256, analyzer]))}"
+
+
+def of_import(owner: str, key: str) -> str:
+    """Of making a track of an object."""
+    return f"import:{uuid5(_NAMESPACE, json.dumps([owner, key]))}"
+
+
 def of_cover(cover: UUID) -> str:
     """Of the making of a cover."""
     return f"cover:{cover}"

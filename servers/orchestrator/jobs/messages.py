@@ -26,6 +26,8 @@ FORMATS: dict[AudioFormat, audio_pb2.AudioFormat.ValueType] = {
     AudioFormat.MP3: audio_pb2.AUDIO_FORMAT_MP3,
     AudioFormat.OPUS: audio_pb2.AUDIO_FORMAT_OPUS,
 }
+# The field of a job that says what it was asked to do, by its kind.
+SPECS = {"SEPARATE": "separation", "COVER": "cover", "ANALYZE": "analysis", "IMPORT": "track_import"}
 
 
 def audio_format(value: audio_pb2.AudioFormat.ValueType) -> AudioFormat:
@@ -96,7 +98,7 @@ def job(row: Row, results: Sequence[Row], queue_position: int = 0) -> job_pb2.Jo
         start_time=timestamp(row["started_at"]),
         end_time=timestamp(row["ended_at"]),
     )
-    spec = message.separation if row["kind"] == "SEPARATE" else message.cover
+    spec = getattr(message, SPECS[row["kind"]])
     json_format.ParseDict(row["spec"], spec)
     message.artifacts.extend(artifact(result, spec.track) for result in results)
     if row["error"]:

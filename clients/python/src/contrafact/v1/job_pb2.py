@@ -30,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontrafact/v1/job.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1c\x63ontrafact/v1/artifact.proto\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x1e\x63ontrafact/v1/conversion.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\">\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\xdd\x01\n\x0eSeparationSpec\x12,\n\x05track\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12;\n\x05stems\x18\x02 \x03(\x0e\x32\x17.contrafact.v1.StemKindB\x13\xbaH\x10\x92\x01\r\x10\x05\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12*\n\x05model\x18\x04 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([a-z0-9_]{1,40})?$\"\xe2\x01\n\x03Mix\x12/\n\x0evocals_gain_db\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12\x35\n\x14instrumental_gain_db\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12\x1b\n\x0ematch_loudness\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x32\n\x0ctrue_peak_db\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00)\x00\x00\x00\x00\x00\x00\x34\xc0H\x01\x88\x01\x01\x42\x11\n\x0f_match_loudnessB\x0f\n\r_true_peak_db\"\x99\x02\n\tCoverSpec\x12,\n\x05track\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12,\n\x05voice\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^voices/[0-9a-f-]{36}$\x12-\n\nconversion\x18\x03 \x01(\x0b\x32\x19.contrafact.v1.Conversion\x12\x1f\n\x03mix\x18\x04 \x01(\x0b\x32\x12.contrafact.v1.Mix\x12\x34\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12*\n\x05model\x18\x06 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([a-z0-9_]{1,40})?$\"\xc8\x05\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.contrafact.v1.JobKind\x12\x33\n\nseparation\x18\x03 \x01(\x0b\x32\x1d.contrafact.v1.SeparationSpecH\x00\x12)\n\x05\x63over\x18\x12 \x01(\x0b\x32\x18.contrafact.v1.CoverSpecH\x00\x12)\n\x08priority\x18\x04 \x01(\x0e\x32\x17.contrafact.v1.Priority\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.contrafact.v1.JobState\x12#\n\x05stage\x18\x06 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x16\n\x0equeue_position\x18\x08 \x01(\x05\x12&\n\x03\x65ta\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\tartifacts\x18\n \x03(\x0b\x32\x17.contrafact.v1.Artifact\x12&\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x17.contrafact.v1.JobError\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\x05\x12\x10\n\x08warnings\x18\r \x03(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07timings\x18\x11 \x03(\x0b\x32\x1a.contrafact.v1.StageTiming\x12(\n\x08\x61ttempts\x18\x13 \x03(\x0b\x32\x16.contrafact.v1.AttemptB\x06\n\x04spec\"\xca\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12/\n\x07outcome\x18\x02 \x01(\x0e\x32\x1e.contrafact.v1.Attempt.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03\x12\x17\n\x13OUTCOME_HANDED_BACK\x10\x04\x12\x10\n\x0cOUTCOME_LOST\x10\x05\"[\n\x0bStageTiming\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\'\n\x04wall\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\tLivePiece\x12%\n\x04stem\x18\x01 \x01(\x0e\x32\x17.contrafact.v1.StemKind\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x66rames_ready\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"\xfb\x01\n\x08JobEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x03job\x18\x03 \x01(\x0b\x32\x12.contrafact.v1.JobH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.contrafact.v1.ProgressH\x00\x12)\n\x05piece\x18\x05 \x01(\x0b\x32\x18.contrafact.v1.LivePieceH\x00\x12+\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x17.contrafact.v1.ArtifactH\x00\x42\x07\n\x05\x65vent\"i\n\x08Progress\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12&\n\x03\x65ta\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\rGetJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.contrafact.v1.Job\"\xbb\x01\n\x0fListJobsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12:\n\x06states\x18\x03 \x03(\x0e\x32\x17.contrafact.v1.JobStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x05\"\x07\x82\x01\x04\x10\x01 \x00\x12/\n\x05track\x18\x04 \x01(\tB \xbaH\x1dr\x18\x32\x16^tracks/[0-9a-f-]{36}$\xd8\x01\x01\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.contrafact.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x0fWatchJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\x12+\n\x06\x63ursor\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18@2\x12^([0-9]+-[0-9]+)?$\":\n\x10WatchJobResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.contrafact.v1.JobEvent\"=\n\x10\x43\x61ncelJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.contrafact.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*N\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_KIND_SEPARATE\x10\x01\x12\x12\n\x0eJOB_KIND_COVER\x10\x02*W\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x02*\x8e\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTAGE_FETCH\x10\x01\x12\x14\n\x10STAGE_LOAD_MODEL\x10\x02\x12\x12\n\x0eSTAGE_SEPARATE\x10\x03\x12\x11\n\rSTAGE_PUBLISH\x10\x04\x12\x11\n\rSTAGE_CONVERT\x10\x05\x12\r\n\tSTAGE_MIX\x10\x06\x32\xc7\x02\n\nJobService\x12G\n\x06GetJob\x12\x1c.contrafact.v1.GetJobRequest\x1a\x1d.contrafact.v1.GetJobResponse\"\x00\x12M\n\x08ListJobs\x12\x1e.contrafact.v1.ListJobsRequest\x1a\x1f.contrafact.v1.ListJobsResponse\"\x00\x12O\n\x08WatchJob\x12\x1e.contrafact.v1.WatchJobRequest\x1a\x1f.contrafact.v1.WatchJobResponse\"\x00\x30\x01\x12P\n\tCancelJob\x12\x1f.contrafact.v1.CancelJobRequest\x1a .contrafact.v1.CancelJobResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontrafact/v1/job.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1c\x63ontrafact/v1/artifact.proto\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x1e\x63ontrafact/v1/conversion.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\">\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\xdd\x01\n\x0eSeparationSpec\x12,\n\x05track\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12;\n\x05stems\x18\x02 \x03(\x0e\x32\x17.contrafact.v1.StemKindB\x13\xbaH\x10\x92\x01\r\x10\x05\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12*\n\x05model\x18\x04 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([a-z0-9_]{1,40})?$\"\xe2\x01\n\x03Mix\x12/\n\x0evocals_gain_db\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12\x35\n\x14instrumental_gain_db\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12\x1b\n\x0ematch_loudness\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x32\n\x0ctrue_peak_db\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00)\x00\x00\x00\x00\x00\x00\x34\xc0H\x01\x88\x01\x01\x42\x11\n\x0f_match_loudnessB\x0f\n\r_true_peak_db\"\x99\x02\n\tCoverSpec\x12,\n\x05track\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12,\n\x05voice\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^voices/[0-9a-f-]{36}$\x12-\n\nconversion\x18\x03 \x01(\x0b\x32\x19.contrafact.v1.Conversion\x12\x1f\n\x03mix\x18\x04 \x01(\x0b\x32\x12.contrafact.v1.Mix\x12\x34\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1a.contrafact.v1.AudioFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12*\n\x05model\x18\x06 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([a-z0-9_]{1,40})?$\"<\n\x0c\x41nalysisSpec\x12,\n\x05track\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\"E\n\nImportSpec\x12\x1a\n\x06object\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\r\n\x05track\x18\x03 \x01(\t\"\xac\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.contrafact.v1.JobKind\x12\x33\n\nseparation\x18\x03 \x01(\x0b\x32\x1d.contrafact.v1.SeparationSpecH\x00\x12)\n\x05\x63over\x18\x12 \x01(\x0b\x32\x18.contrafact.v1.CoverSpecH\x00\x12/\n\x08\x61nalysis\x18\x14 \x01(\x0b\x32\x1b.contrafact.v1.AnalysisSpecH\x00\x12\x31\n\x0ctrack_import\x18\x15 \x01(\x0b\x32\x19.contrafact.v1.ImportSpecH\x00\x12)\n\x08priority\x18\x04 \x01(\x0e\x32\x17.contrafact.v1.Priority\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.contrafact.v1.JobState\x12#\n\x05stage\x18\x06 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x16\n\x0equeue_position\x18\x08 \x01(\x05\x12&\n\x03\x65ta\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\tartifacts\x18\n \x03(\x0b\x32\x17.contrafact.v1.Artifact\x12&\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x17.contrafact.v1.JobError\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\x05\x12\x10\n\x08warnings\x18\r \x03(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07timings\x18\x11 \x03(\x0b\x32\x1a.contrafact.v1.StageTiming\x12(\n\x08\x61ttempts\x18\x13 \x03(\x0b\x32\x16.contrafact.v1.AttemptB\x06\n\x04spec\"\xca\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12/\n\x07outcome\x18\x02 \x01(\x0e\x32\x1e.contrafact.v1.Attempt.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03\x12\x17\n\x13OUTCOME_HANDED_BACK\x10\x04\x12\x10\n\x0cOUTCOME_LOST\x10\x05\"[\n\x0bStageTiming\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\'\n\x04wall\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\tLivePiece\x12%\n\x04stem\x18\x01 \x01(\x0e\x32\x17.contrafact.v1.StemKind\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x66rames_ready\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"\xfb\x01\n\x08JobEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x03job\x18\x03 \x01(\x0b\x32\x12.contrafact.v1.JobH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.contrafact.v1.ProgressH\x00\x12)\n\x05piece\x18\x05 \x01(\x0b\x32\x18.contrafact.v1.LivePieceH\x00\x12+\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x17.contrafact.v1.ArtifactH\x00\x42\x07\n\x05\x65vent\"i\n\x08Progress\x12#\n\x05stage\x18\x01 \x01(\x0e\x32\x14.contrafact.v1.Stage\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12&\n\x03\x65ta\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\rGetJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\"1\n\x0eGetJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.contrafact.v1.Job\"\xbb\x01\n\x0fListJobsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12:\n\x06states\x18\x03 \x03(\x0e\x32\x17.contrafact.v1.JobStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x05\"\x07\x82\x01\x04\x10\x01 \x00\x12/\n\x05track\x18\x04 \x01(\tB \xbaH\x1dr\x18\x32\x16^tracks/[0-9a-f-]{36}$\xd8\x01\x01\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.contrafact.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x0fWatchJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\x12+\n\x06\x63ursor\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18@2\x12^([0-9]+-[0-9]+)?$\":\n\x10WatchJobResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.contrafact.v1.JobEvent\"=\n\x10\x43\x61ncelJobRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^jobs/[0-9a-f-]{36}$\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.contrafact.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*y\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_KIND_SEPARATE\x10\x01\x12\x12\n\x0eJOB_KIND_COVER\x10\x02\x12\x14\n\x10JOB_KIND_ANALYZE\x10\x03\x12\x13\n\x0fJOB_KIND_IMPORT\x10\x04*W\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x02*\xb2\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTAGE_FETCH\x10\x01\x12\x14\n\x10STAGE_LOAD_MODEL\x10\x02\x12\x12\n\x0eSTAGE_SEPARATE\x10\x03\x12\x11\n\rSTAGE_PUBLISH\x10\x04\x12\x11\n\rSTAGE_CONVERT\x10\x05\x12\r\n\tSTAGE_MIX\x10\x06\x12\x11\n\rSTAGE_ANALYZE\x10\x07\x12\x0f\n\x0bSTAGE_PROBE\x10\x08\x32\xc7\x02\n\nJobService\x12G\n\x06GetJob\x12\x1c.contrafact.v1.GetJobRequest\x1a\x1d.contrafact.v1.GetJobResponse\"\x00\x12M\n\x08ListJobs\x12\x1e.contrafact.v1.ListJobsRequest\x1a\x1f.contrafact.v1.ListJobsResponse\"\x00\x12O\n\x08WatchJob\x12\x1e.contrafact.v1.WatchJobRequest\x1a\x1f.contrafact.v1.WatchJobResponse\"\x00\x30\x01\x12P\n\tCancelJob\x12\x1f.contrafact.v1.CancelJobRequest\x1a .contrafact.v1.CancelJobResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COVERSPEC'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_COVERSPEC'].fields_by_name['model']._loaded_options = None
   _globals['_COVERSPEC'].fields_by_name['model']._serialized_options = b'\272H\030r\0262\024^([a-z0-9_]{1,40})?$'
+  _globals['_ANALYSISSPEC'].fields_by_name['track']._loaded_options = None
+  _globals['_ANALYSISSPEC'].fields_by_name['track']._serialized_options = b'\272H\032r\0302\026^tracks/[0-9a-f-]{36}$'
+  _globals['_IMPORTSPEC'].fields_by_name['object']._loaded_options = None
+  _globals['_IMPORTSPEC'].fields_by_name['object']._serialized_options = b'\272H\007r\005\020\001\030\200\010'
   _globals['_GETJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETJOBREQUEST'].fields_by_name['name']._serialized_options = b'\272H\030r\0262\024^jobs/[0-9a-f-]{36}$'
   _globals['_LISTJOBSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -75,14 +79,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHJOBREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\030r\026\030@2\022^([0-9]+-[0-9]+)?$'
   _globals['_CANCELJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELJOBREQUEST'].fields_by_name['name']._serialized_options = b'\272H\030r\0262\024^jobs/[0-9a-f-]{36}$'
-  _globals['_JOBSTATE']._serialized_start=3320
-  _globals['_JOBSTATE']._serialized_end=3474
-  _globals['_JOBKIND']._serialized_start=3476
-  _globals['_JOBKIND']._serialized_end=3554
-  _globals['_PRIORITY']._serialized_start=3556
-  _globals['_PRIORITY']._serialized_end=3643
-  _globals['_STAGE']._serialized_start=3646
-  _globals['_STAGE']._serialized_end=3788
+  _globals['_JOBSTATE']._serialized_start=3553
+  _globals['_JOBSTATE']._serialized_end=3707
+  _globals['_JOBKIND']._serialized_start=3709
+  _globals['_JOBKIND']._serialized_end=3830
+  _globals['_PRIORITY']._serialized_start=3832
+  _globals['_PRIORITY']._serialized_end=3919
+  _globals['_STAGE']._serialized_start=3922
+  _globals['_STAGE']._serialized_end=4100
   _globals['_JOBERROR']._serialized_start=225
   _globals['_JOBERROR']._serialized_end=287
   _globals['_SEPARATIONSPEC']._serialized_start=290
@@ -91,36 +95,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MIX']._serialized_end=740
   _globals['_COVERSPEC']._serialized_start=743
   _globals['_COVERSPEC']._serialized_end=1024
-  _globals['_JOB']._serialized_start=1027
-  _globals['_JOB']._serialized_end=1739
-  _globals['_ATTEMPT']._serialized_start=1742
-  _globals['_ATTEMPT']._serialized_end=2072
-  _globals['_ATTEMPT_OUTCOME']._serialized_start=1929
-  _globals['_ATTEMPT_OUTCOME']._serialized_end=2072
-  _globals['_STAGETIMING']._serialized_start=2074
-  _globals['_STAGETIMING']._serialized_end=2165
-  _globals['_LIVEPIECE']._serialized_start=2167
-  _globals['_LIVEPIECE']._serialized_end=2292
-  _globals['_JOBEVENT']._serialized_start=2295
-  _globals['_JOBEVENT']._serialized_end=2546
-  _globals['_PROGRESS']._serialized_start=2548
-  _globals['_PROGRESS']._serialized_end=2653
-  _globals['_GETJOBREQUEST']._serialized_start=2655
-  _globals['_GETJOBREQUEST']._serialized_end=2713
-  _globals['_GETJOBRESPONSE']._serialized_start=2715
-  _globals['_GETJOBRESPONSE']._serialized_end=2764
-  _globals['_LISTJOBSREQUEST']._serialized_start=2767
-  _globals['_LISTJOBSREQUEST']._serialized_end=2954
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2956
-  _globals['_LISTJOBSRESPONSE']._serialized_end=3033
-  _globals['_WATCHJOBREQUEST']._serialized_start=3035
-  _globals['_WATCHJOBREQUEST']._serialized_end=3140
-  _globals['_WATCHJOBRESPONSE']._serialized_start=3142
-  _globals['_WATCHJOBRESPONSE']._serialized_end=3200
-  _globals['_CANCELJOBREQUEST']._serialized_start=3202
-  _globals['_CANCELJOBREQUEST']._serialized_end=3263
-  _globals['_CANCELJOBRESPONSE']._serialized_start=3265
-  _globals['_CANCELJOBRESPONSE']._serialized_end=3317
-  _globals['_JOBSERVICE']._serialized_start=3791
-  _globals['_JOBSERVICE']._serialized_end=4118
+  _globals['_ANALYSISSPEC']._serialized_start=1026
+  _globals['_ANALYSISSPEC']._serialized_end=1086
+  _globals['_IMPORTSPEC']._serialized_start=1088
+  _globals['_IMPORTSPEC']._serialized_end=1157
+  _globals['_JOB']._serialized_start=1160
+  _globals['_JOB']._serialized_end=1972
+  _globals['_ATTEMPT']._serialized_start=1975
+  _globals['_ATTEMPT']._serialized_end=2305
+  _globals['_ATTEMPT_OUTCOME']._serialized_start=2162
+  _globals['_ATTEMPT_OUTCOME']._serialized_end=2305
+  _globals['_STAGETIMING']._serialized_start=2307
+  _globals['_STAGETIMING']._serialized_end=2398
+  _globals['_LIVEPIECE']._serialized_start=2400
+  _globals['_LIVEPIECE']._serialized_end=2525
+  _globals['_JOBEVENT']._serialized_start=2528
+  _globals['_JOBEVENT']._serialized_end=2779
+  _globals['_PROGRESS']._serialized_start=2781
+  _globals['_PROGRESS']._serialized_end=2886
+  _globals['_GETJOBREQUEST']._serialized_start=2888
+  _globals['_GETJOBREQUEST']._serialized_end=2946
+  _globals['_GETJOBRESPONSE']._serialized_start=2948
+  _globals['_GETJOBRESPONSE']._serialized_end=2997
+  _globals['_LISTJOBSREQUEST']._serialized_start=3000
+  _globals['_LISTJOBSREQUEST']._serialized_end=3187
+  _globals['_LISTJOBSRESPONSE']._serialized_start=3189
+  _globals['_LISTJOBSRESPONSE']._serialized_end=3266
+  _globals['_WATCHJOBREQUEST']._serialized_start=3268
+  _globals['_WATCHJOBREQUEST']._serialized_end=3373
+  _globals['_WATCHJOBRESPONSE']._serialized_start=3375
+  _globals['_WATCHJOBRESPONSE']._serialized_end=3433
+  _globals['_CANCELJOBREQUEST']._serialized_start=3435
+  _globals['_CANCELJOBREQUEST']._serialized_end=3496
+  _globals['_CANCELJOBRESPONSE']._serialized_start=3498
+  _globals['_CANCELJOBRESPONSE']._serialized_end=3550
+  _globals['_JOBSERVICE']._serialized_start=4103
+  _globals['_JOBSERVICE']._serialized_end=4430
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,10 @@ class _JobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobKind.Value
     """Takes a track apart into stems."""
     JOB_KIND_COVER: _JobKind.ValueType  # 2
     """Gives a track another voice."""
+    JOB_KIND_ANALYZE: _JobKind.ValueType  # 3
+    """Measures what a track sounds like."""
+    JOB_KIND_IMPORT: _JobKind.ValueType  # 4
+    """Makes a track of a recording in the object store, for a scan."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -82,6 +86,10 @@ JOB_KIND_SEPARATE: JobKind.ValueType  # 1
 """Takes a track apart into stems."""
 JOB_KIND_COVER: JobKind.ValueType  # 2
 """Gives a track another voice."""
+JOB_KIND_ANALYZE: JobKind.ValueType  # 3
+"""Measures what a track sounds like."""
+JOB_KIND_IMPORT: JobKind.ValueType  # 4
+"""Makes a track of a recording in the object store, for a scan."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
 class _Priority:
@@ -130,6 +138,10 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     """The vocals go through the voice; their separation is done, or was done before."""
     STAGE_MIX: _Stage.ValueType  # 6
     """The last of the converted vocals are mixed with the rest."""
+    STAGE_ANALYZE: _Stage.ValueType  # 7
+    """The track goes through the analyzer."""
+    STAGE_PROBE: _Stage.ValueType  # 8
+    """The recording is decoded once, to see that it is sound."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """The part of its work that a job is at."""
@@ -150,6 +162,10 @@ STAGE_CONVERT: Stage.ValueType  # 5
 """The vocals go through the voice; their separation is done, or was done before."""
 STAGE_MIX: Stage.ValueType  # 6
 """The last of the converted vocals are mixed with the rest."""
+STAGE_ANALYZE: Stage.ValueType  # 7
+"""The track goes through the analyzer."""
+STAGE_PROBE: Stage.ValueType  # 8
+"""The recording is decoded once, to see that it is sound."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
@@ -168,6 +184,7 @@ class JobError(_message.Message):
     MODEL_UNAVAILABLE, MODEL_FAILED: a model could not be loaded, or failed again and again;
     MODEL_REFUSED: a model does not do what the job asks for; MIXER_FAILED: the mixer does not;
     INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: too many workers died under it;
+    ANALYZER_FAILED: the analyzer does not do what the job asks for; OBJECT_MISSING: there is nothing to import;
     INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
     """
     message: _builtins.str
@@ -313,6 +330,60 @@ class CoverSpec(_message.Message):
 Global___CoverSpec: _TypeAlias = CoverSpec  # noqa: Y015
 
 @_typing.final
+class AnalysisSpec(_message.Message):
+    """What an analysis is of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACK_FIELD_NUMBER: _builtins.int
+    track: _builtins.str
+    """The track, "tracks/{id}"."""
+    def __init__(
+        self,
+        *,
+        track: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["track", b"track"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalysisSpec: _TypeAlias = AnalysisSpec  # noqa: Y015
+
+@_typing.final
+class ImportSpec(_message.Message):
+    """What an import makes a track of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    TRACK_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """The object, which is only read."""
+    track: _builtins.str
+    """The track, "tracks/{id}", once it was made."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The track's tags."""
+
+    def __init__(
+        self,
+        *,
+        object: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        track: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "tags", b"tags", "track", b"track"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportSpec: _TypeAlias = ImportSpec  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """One durable unit of work."""
 
@@ -322,6 +393,8 @@ class Job(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SEPARATION_FIELD_NUMBER: _builtins.int
     COVER_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    TRACK_IMPORT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
@@ -360,6 +433,14 @@ class Job(_message.Message):
     @_builtins.property
     def cover(self) -> Global___CoverSpec:
         """Of a COVER job."""
+
+    @_builtins.property
+    def analysis(self) -> Global___AnalysisSpec:
+        """Of an ANALYZE job."""
+
+    @_builtins.property
+    def track_import(self) -> Global___ImportSpec:
+        """Of an IMPORT job."""
 
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
@@ -404,6 +485,8 @@ class Job(_message.Message):
         kind: Global___JobKind.ValueType = ...,
         separation: Global___SeparationSpec | None = ...,
         cover: Global___CoverSpec | None = ...,
+        analysis: Global___AnalysisSpec | None = ...,
+        track_import: Global___ImportSpec | None = ...,
         priority: Global___Priority.ValueType = ...,
         state: Global___JobState.ValueType = ...,
         stage: Global___Stage.ValueType = ...,
@@ -420,11 +503,11 @@ class Job(_message.Message):
         timings: _abc.Iterable[Global___StageTiming] | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time", "track_import", b"track_import"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "attempts", b"attempts", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "artifacts", b"artifacts", "attempt", b"attempt", "attempts", b"attempts", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "track_import", b"track_import", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover", "analysis", "track_import"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 

@@ -24,17 +24,23 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from contrafact.v1 import audio_pb2 as contrafact_dot_v1_dot_audio__pb2
+from contrafact.v1 import job_pb2 as contrafact_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ontrafact/v1/track.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x05Track\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12-\n\x05\x61udio\x18\x05 \x01(\x0b\x32\x1e.contrafact.v1.AudioProperties\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\nUploadSpec\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x0c\x64isplay_name\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1b\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\"(\n\tUploadEnd\x12\x1b\n\nsize_bytes\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\xa5\x01\n\x12UploadTrackRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x19.contrafact.v1.UploadSpecH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.contrafact.v1.DataChunkH\x00\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x18.contrafact.v1.UploadEndH\x00\x42\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"S\n\x13UploadTrackResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"2\n\x12QueryUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"S\n\x13QueryUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12#\n\x05track\x18\x02 \x01(\x0b\x32\x14.contrafact.v1.Track\"3\n\x13\x43\x61ncelUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14\x43\x61ncelUploadResponse\"\xa2\x01\n\x16\x43reateUploadUrlRequest\x12\x87\x01\n\x04spec\x18\x01 \x01(\x0b\x32\x19.contrafact.v1.UploadSpecB^\xbaH[\xba\x01U\n\x0fspec.size_bytes\x12-size_bytes must be given for an upload by URL\x1a\x13this.size_bytes > 0\xc8\x01\x01\"W\n\x17\x43reateUploadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x15\x43ompleteUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"V\n\x16\x43ompleteUploadResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\">\n\x0fGetTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\"7\n\x10GetTrackResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\"y\n\x11ListTracksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\'\n\x15\x64isplay_name_contains\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\"S\n\x12ListTracksResponse\x12$\n\x06tracks\x18\x01 \x03(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x12\x44\x65leteTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12\x13\n\x0b\x63\x61ncel_jobs\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteTrackResponse\"\\\n\x14\x44ownloadTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x15\x44ownloadTrackResponse\x12\'\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x18.contrafact.v1.DataChunk\"\xd0\x01\n\x18\x43reateDownloadUrlRequest\x12z\n\x04name\x18\x01 \x01(\tBl\xbaHirg2e^(tracks/[0-9a-f-]{36}(/stems/[a-z0-9_.-]{1,100})?|covers/[0-9a-f-]{36}|voices/[0-9a-f-]{36}/sample)$\x12\x38\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01\"Y\n\x19\x43reateDownloadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa6\x07\n\x0cTrackService\x12X\n\x0bUploadTrack\x12!.contrafact.v1.UploadTrackRequest\x1a\".contrafact.v1.UploadTrackResponse\"\x00(\x01\x12V\n\x0bQueryUpload\x12!.contrafact.v1.QueryUploadRequest\x1a\".contrafact.v1.QueryUploadResponse\"\x00\x12Y\n\x0c\x43\x61ncelUpload\x12\".contrafact.v1.CancelUploadRequest\x1a#.contrafact.v1.CancelUploadResponse\"\x00\x12\x62\n\x0f\x43reateUploadUrl\x12%.contrafact.v1.CreateUploadUrlRequest\x1a&.contrafact.v1.CreateUploadUrlResponse\"\x00\x12_\n\x0e\x43ompleteUpload\x12$.contrafact.v1.CompleteUploadRequest\x1a%.contrafact.v1.CompleteUploadResponse\"\x00\x12M\n\x08GetTrack\x12\x1e.contrafact.v1.GetTrackRequest\x1a\x1f.contrafact.v1.GetTrackResponse\"\x00\x12S\n\nListTracks\x12 .contrafact.v1.ListTracksRequest\x1a!.contrafact.v1.ListTracksResponse\"\x00\x12V\n\x0b\x44\x65leteTrack\x12!.contrafact.v1.DeleteTrackRequest\x1a\".contrafact.v1.DeleteTrackResponse\"\x00\x12^\n\rDownloadTrack\x12#.contrafact.v1.DownloadTrackRequest\x1a$.contrafact.v1.DownloadTrackResponse\"\x00\x30\x01\x12h\n\x11\x43reateDownloadUrl\x12\'.contrafact.v1.CreateDownloadUrlRequest\x1a(.contrafact.v1.CreateDownloadUrlResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ontrafact/v1/track.proto\x12\rcontrafact.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x63ontrafact/v1/audio.proto\x1a\x17\x63ontrafact/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x02\n\x05Track\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12-\n\x05\x61udio\x18\x05 \x01(\x0b\x32\x1e.contrafact.v1.AudioProperties\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x04tags\x18\x07 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x32\x18\x01\"\x06r\x04\x10\x01\x18@\x12\x37\n\x05marks\x18\x08 \x03(\x0e\x32\x13.contrafact.v1.MarkB\x13\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x14\n\x0cis_separated\x18\t \x01(\x08\x12\x13\n\x0bis_analyzed\x18\n \x01(\x08\"\x93\x01\n\nUploadSpec\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x0c\x64isplay_name\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x1b\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\"(\n\tUploadEnd\x12\x1b\n\nsize_bytes\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\xa5\x01\n\x12UploadTrackRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x19.contrafact.v1.UploadSpecH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.contrafact.v1.DataChunkH\x00\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x18.contrafact.v1.UploadEndH\x00\x42\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"S\n\x13UploadTrackResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\"2\n\x12QueryUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"S\n\x13QueryUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12#\n\x05track\x18\x02 \x01(\x0b\x32\x14.contrafact.v1.Track\"3\n\x13\x43\x61ncelUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14\x43\x61ncelUploadResponse\"\xa2\x01\n\x16\x43reateUploadUrlRequest\x12\x87\x01\n\x04spec\x18\x01 \x01(\x0b\x32\x19.contrafact.v1.UploadSpecB^\xbaH[\xba\x01U\n\x0fspec.size_bytes\x12-size_bytes must be given for an upload by URL\x1a\x13this.size_bytes > 0\xc8\x01\x01\"W\n\x17\x43reateUploadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x15\x43ompleteUploadRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"V\n\x16\x43ompleteUploadResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0f\x61lready_existed\x18\x02 \x01(\x08\">\n\x0fGetTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\"7\n\x10GetTrackResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\"\x91\x01\n\x11ListTracksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\'\n\x15\x64isplay_name_contains\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01\x12\x16\n\x04tags\x18\x04 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x32\"S\n\x12ListTracksResponse\x12$\n\x06tracks\x18\x01 \x03(\x0b\x32\x14.contrafact.v1.Track\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaf\x01\n\x12UpdateTrackRequest\x12+\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.TrackB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x08priority\x18\x03 \x01(\x0e\x32\x17.contrafact.v1.PriorityB\x08\xbaH\x05\x82\x01\x02\x10\x01\"H\n\x13UpdateTrackResponse\x12#\n\x05track\x18\x01 \x01(\x0b\x32\x14.contrafact.v1.Track\x12\x0c\n\x04jobs\x18\x02 \x03(\t\"V\n\x12\x44\x65leteTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12\x13\n\x0b\x63\x61ncel_jobs\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteTrackResponse\"\\\n\x14\x44ownloadTrackRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^tracks/[0-9a-f-]{36}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x15\x44ownloadTrackResponse\x12\'\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x18.contrafact.v1.DataChunk\"\xd0\x01\n\x18\x43reateDownloadUrlRequest\x12z\n\x04name\x18\x01 \x01(\tBl\xbaHirg2e^(tracks/[0-9a-f-]{36}(/stems/[a-z0-9_.-]{1,100})?|covers/[0-9a-f-]{36}|voices/[0-9a-f-]{36}/sample)$\x12\x38\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01\"Y\n\x19\x43reateDownloadUrlResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*?\n\x04Mark\x12\x14\n\x10MARK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMARK_STUDIO\x10\x01\x12\x10\n\x0cMARK_KARAOKE\x10\x02\x32\xfe\x07\n\x0cTrackService\x12X\n\x0bUploadTrack\x12!.contrafact.v1.UploadTrackRequest\x1a\".contrafact.v1.UploadTrackResponse\"\x00(\x01\x12V\n\x0bQueryUpload\x12!.contrafact.v1.QueryUploadRequest\x1a\".contrafact.v1.QueryUploadResponse\"\x00\x12Y\n\x0c\x43\x61ncelUpload\x12\".contrafact.v1.CancelUploadRequest\x1a#.contrafact.v1.CancelUploadResponse\"\x00\x12\x62\n\x0f\x43reateUploadUrl\x12%.contrafact.v1.CreateUploadUrlRequest\x1a&.contrafact.v1.CreateUploadUrlResponse\"\x00\x12_\n\x0e\x43ompleteUpload\x12$.contrafact.v1.CompleteUploadRequest\x1a%.contrafact.v1.CompleteUploadResponse\"\x00\x12M\n\x08GetTrack\x12\x1e.contrafact.v1.GetTrackRequest\x1a\x1f.contrafact.v1.GetTrackResponse\"\x00\x12S\n\nListTracks\x12 .contrafact.v1.ListTracksRequest\x1a!.contrafact.v1.ListTracksResponse\"\x00\x12V\n\x0bUpdateTrack\x12!.contrafact.v1.UpdateTrackRequest\x1a\".contrafact.v1.UpdateTrackResponse\"\x00\x12V\n\x0b\x44\x65leteTrack\x12!.contrafact.v1.DeleteTrackRequest\x1a\".contrafact.v1.DeleteTrackResponse\"\x00\x12^\n\rDownloadTrack\x12#.contrafact.v1.DownloadTrackRequest\x1a$.contrafact.v1.DownloadTrackResponse\"\x00\x30\x01\x12h\n\x11\x43reateDownloadUrl\x12\'.contrafact.v1.CreateDownloadUrlRequest\x1a(.contrafact.v1.CreateDownloadUrlResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'contrafact.v1.track_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRACK'].fields_by_name['tags']._loaded_options = None
+  _globals['_TRACK'].fields_by_name['tags']._serialized_options = b'\272H\017\222\001\014\0202\030\001\"\006r\004\020\001\030@'
+  _globals['_TRACK'].fields_by_name['marks']._loaded_options = None
+  _globals['_TRACK'].fields_by_name['marks']._serialized_options = b'\272H\020\222\001\r\020\002\030\001\"\007\202\001\004\020\001 \000'
   _globals['_UPLOADSPEC'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPLOADSPEC'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_UPLOADSPEC'].fields_by_name['display_name']._loaded_options = None
@@ -63,6 +69,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRACKSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_LISTTRACKSREQUEST'].fields_by_name['display_name_contains']._loaded_options = None
   _globals['_LISTTRACKSREQUEST'].fields_by_name['display_name_contains']._serialized_options = b'\272H\005r\003\030\377\001'
+  _globals['_LISTTRACKSREQUEST'].fields_by_name['tags']._loaded_options = None
+  _globals['_LISTTRACKSREQUEST'].fields_by_name['tags']._serialized_options = b'\272H\005\222\001\002\0202'
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['track']._loaded_options = None
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['track']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_UPDATETRACKREQUEST'].fields_by_name['priority']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_DELETETRACKREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETETRACKREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^tracks/[0-9a-f-]{36}$'
   _globals['_DOWNLOADTRACKREQUEST'].fields_by_name['name']._loaded_options = None
@@ -73,52 +87,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEDOWNLOADURLREQUEST'].fields_by_name['name']._serialized_options = b'\272Hirg2e^(tracks/[0-9a-f-]{36}(/stems/[a-z0-9_.-]{1,100})?|covers/[0-9a-f-]{36}|voices/[0-9a-f-]{36}/sample)$'
   _globals['_CREATEDOWNLOADURLREQUEST'].fields_by_name['ttl']._loaded_options = None
   _globals['_CREATEDOWNLOADURLREQUEST'].fields_by_name['ttl']._serialized_options = b'\272H\r\252\001\n\"\004\010\200\365$2\002\010\001'
-  _globals['_TRACK']._serialized_start=166
-  _globals['_TRACK']._serialized_end=341
-  _globals['_UPLOADSPEC']._serialized_start=344
-  _globals['_UPLOADSPEC']._serialized_end=491
-  _globals['_UPLOADEND']._serialized_start=493
-  _globals['_UPLOADEND']._serialized_end=533
-  _globals['_UPLOADTRACKREQUEST']._serialized_start=536
-  _globals['_UPLOADTRACKREQUEST']._serialized_end=701
-  _globals['_UPLOADTRACKRESPONSE']._serialized_start=703
-  _globals['_UPLOADTRACKRESPONSE']._serialized_end=786
-  _globals['_QUERYUPLOADREQUEST']._serialized_start=788
-  _globals['_QUERYUPLOADREQUEST']._serialized_end=838
-  _globals['_QUERYUPLOADRESPONSE']._serialized_start=840
-  _globals['_QUERYUPLOADRESPONSE']._serialized_end=923
-  _globals['_CANCELUPLOADREQUEST']._serialized_start=925
-  _globals['_CANCELUPLOADREQUEST']._serialized_end=976
-  _globals['_CANCELUPLOADRESPONSE']._serialized_start=978
-  _globals['_CANCELUPLOADRESPONSE']._serialized_end=1000
-  _globals['_CREATEUPLOADURLREQUEST']._serialized_start=1003
-  _globals['_CREATEUPLOADURLREQUEST']._serialized_end=1165
-  _globals['_CREATEUPLOADURLRESPONSE']._serialized_start=1167
-  _globals['_CREATEUPLOADURLRESPONSE']._serialized_end=1254
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1256
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1309
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1311
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1397
-  _globals['_GETTRACKREQUEST']._serialized_start=1399
-  _globals['_GETTRACKREQUEST']._serialized_end=1461
-  _globals['_GETTRACKRESPONSE']._serialized_start=1463
-  _globals['_GETTRACKRESPONSE']._serialized_end=1518
-  _globals['_LISTTRACKSREQUEST']._serialized_start=1520
-  _globals['_LISTTRACKSREQUEST']._serialized_end=1641
-  _globals['_LISTTRACKSRESPONSE']._serialized_start=1643
-  _globals['_LISTTRACKSRESPONSE']._serialized_end=1726
-  _globals['_DELETETRACKREQUEST']._serialized_start=1728
-  _globals['_DELETETRACKREQUEST']._serialized_end=1814
-  _globals['_DELETETRACKRESPONSE']._serialized_start=1816
-  _globals['_DELETETRACKRESPONSE']._serialized_end=1837
-  _globals['_DOWNLOADTRACKREQUEST']._serialized_start=1839
-  _globals['_DOWNLOADTRACKREQUEST']._serialized_end=1931
-  _globals['_DOWNLOADTRACKRESPONSE']._serialized_start=1933
-  _globals['_DOWNLOADTRACKRESPONSE']._serialized_end=1997
-  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_start=2000
-  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_end=2208
-  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_start=2210
-  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_end=2299
-  _globals['_TRACKSERVICE']._serialized_start=2302
-  _globals['_TRACKSERVICE']._serialized_end=3236
+  _globals['_MARK']._serialized_start=2771
+  _globals['_MARK']._serialized_end=2834
+  _globals['_TRACK']._serialized_start=225
+  _globals['_TRACK']._serialized_end=534
+  _globals['_UPLOADSPEC']._serialized_start=537
+  _globals['_UPLOADSPEC']._serialized_end=684
+  _globals['_UPLOADEND']._serialized_start=686
+  _globals['_UPLOADEND']._serialized_end=726
+  _globals['_UPLOADTRACKREQUEST']._serialized_start=729
+  _globals['_UPLOADTRACKREQUEST']._serialized_end=894
+  _globals['_UPLOADTRACKRESPONSE']._serialized_start=896
+  _globals['_UPLOADTRACKRESPONSE']._serialized_end=979
+  _globals['_QUERYUPLOADREQUEST']._serialized_start=981
+  _globals['_QUERYUPLOADREQUEST']._serialized_end=1031
+  _globals['_QUERYUPLOADRESPONSE']._serialized_start=1033
+  _globals['_QUERYUPLOADRESPONSE']._serialized_end=1116
+  _globals['_CANCELUPLOADREQUEST']._serialized_start=1118
+  _globals['_CANCELUPLOADREQUEST']._serialized_end=1169
+  _globals['_CANCELUPLOADRESPONSE']._serialized_start=1171
+  _globals['_CANCELUPLOADRESPONSE']._serialized_end=1193
+  _globals['_CREATEUPLOADURLREQUEST']._serialized_start=1196
+  _globals['_CREATEUPLOADURLREQUEST']._serialized_end=1358
+  _globals['_CREATEUPLOADURLRESPONSE']._serialized_start=1360
+  _globals['_CREATEUPLOADURLRESPONSE']._serialized_end=1447
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1449
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1502
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1504
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1590
+  _globals['_GETTRACKREQUEST']._serialized_start=1592
+  _globals['_GETTRACKREQUEST']._serialized_end=1654
+  _globals['_GETTRACKRESPONSE']._serialized_start=1656
+  _globals['_GETTRACKRESPONSE']._serialized_end=1711
+  _globals['_LISTTRACKSREQUEST']._serialized_start=1714
+  _globals['_LISTTRACKSREQUEST']._serialized_end=1859
+  _globals['_LISTTRACKSRESPONSE']._serialized_start=1861
+  _globals['_LISTTRACKSRESPONSE']._serialized_end=1944
+  _globals['_UPDATETRACKREQUEST']._serialized_start=1947
+  _globals['_UPDATETRACKREQUEST']._serialized_end=2122
+  _globals['_UPDATETRACKRESPONSE']._serialized_start=2124
+  _globals['_UPDATETRACKRESPONSE']._serialized_end=2196
+  _globals['_DELETETRACKREQUEST']._serialized_start=2198
+  _globals['_DELETETRACKREQUEST']._serialized_end=2284
+  _globals['_DELETETRACKRESPONSE']._serialized_start=2286
+  _globals['_DELETETRACKRESPONSE']._serialized_end=2307
+  _globals['_DOWNLOADTRACKREQUEST']._serialized_start=2309
+  _globals['_DOWNLOADTRACKREQUEST']._serialized_end=2401
+  _globals['_DOWNLOADTRACKRESPONSE']._serialized_start=2403
+  _globals['_DOWNLOADTRACKRESPONSE']._serialized_end=2467
+  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_start=2470
+  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_end=2678
+  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_start=2680
+  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_end=2769
+  _globals['_TRACKSERVICE']._serialized_start=2837
+  _globals['_TRACKSERVICE']._serialized_end=3859
 # @@protoc_insertion_point(module_scope)

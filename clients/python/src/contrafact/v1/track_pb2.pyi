@@ -5,11 +5,14 @@ Uploaded recordings."""
 
 from collections import abc as _abc
 from contrafact.v1 import audio_pb2 as _audio_pb2
+from contrafact.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +23,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Mark:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MarkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mark.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MARK_UNSPECIFIED: _Mark.ValueType  # 0
+    """Not a mark."""
+    MARK_STUDIO: _Mark.ValueType  # 1
+    """To be taken apart: vocals, drums, bass and other."""
+    MARK_KARAOKE: _Mark.ValueType  # 2
+    """To be sung to: vocals and instrumental."""
+
+class Mark(_Mark, metaclass=_MarkEnumTypeWrapper):
+    """What a track is wanted for: its stems are kept ready for that."""
+
+MARK_UNSPECIFIED: Mark.ValueType  # 0
+"""Not a mark."""
+MARK_STUDIO: Mark.ValueType  # 1
+"""To be taken apart: vocals, drums, bass and other."""
+MARK_KARAOKE: Mark.ValueType  # 2
+"""To be sung to: vocals and instrumental."""
+Global___Mark: _TypeAlias = Mark  # noqa: Y015
 
 @_typing.final
 class Track(_message.Message):
@@ -33,6 +60,10 @@ class Track(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     AUDIO_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    IS_SEPARATED_FIELD_NUMBER: _builtins.int
+    IS_ANALYZED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, "tracks/{id}"."""
     display_name: _builtins.str
@@ -41,6 +72,10 @@ class Track(_message.Message):
     """SHA-256 of its bytes, 64 hexadecimal digits. Same bytes are stored once."""
     size_bytes: _builtins.int
     """Size of its bytes."""
+    is_separated: _builtins.bool
+    """Whether the stems of all its marks, or, without marks, vocals, drums, bass and other, are stored, in any format."""
+    is_analyzed: _builtins.bool
+    """Whether it has been analysed."""
     @_builtins.property
     def audio(self) -> _audio_pb2.AudioProperties:
         """What it is made of."""
@@ -48,6 +83,16 @@ class Track(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was uploaded."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words by which its owner finds it, in no order."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[Global___Mark.ValueType]:
+        """What it is wanted for. A mark has its stems made in the background; when nobody used them for long they are removed,
+        and made again when they are asked for.
+        """
 
     def __init__(
         self,
@@ -58,10 +103,14 @@ class Track(_message.Message):
         size_bytes: _builtins.int = ...,
         audio: _audio_pb2.AudioProperties | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        marks: _abc.Iterable[Global___Mark.ValueType] | None = ...,
+        is_separated: _builtins.bool = ...,
+        is_analyzed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "create_time", b"create_time", "display_name", b"display_name", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "create_time", b"create_time", "display_name", b"display_name", "is_analyzed", b"is_analyzed", "is_separated", b"is_separated", "marks", b"marks", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,22 +490,28 @@ class ListTracksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_CONTAINS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most tracks to return, at most 1,000; 0: 50."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: the first page."""
     display_name_contains: _builtins.str
     """Only tracks whose display name contains this text, ignoring case; empty: all."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only tracks with all of these tags; none: all."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         display_name_contains: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name_contains", b"display_name_contains", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name_contains", b"display_name_contains", "page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +544,70 @@ class ListTracksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTracksResponse: _TypeAlias = ListTracksResponse  # noqa: Y015
+
+@_typing.final
+class UpdateTrackRequest(_message.Message):
+    """Changes a track."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACK_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    priority: _job_pb2.Priority.ValueType
+    """Who waits for the stems of new marks; not given: BACKGROUND."""
+    @_builtins.property
+    def track(self) -> Global___Track:
+        """Its name, and the new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of display_name, tags and marks to change."""
+
+    def __init__(
+        self,
+        *,
+        track: Global___Track | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        priority: _job_pb2.Priority.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["track", b"track", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "track", b"track", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTrackRequest: _TypeAlias = UpdateTrackRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTrackResponse(_message.Message):
+    """The track as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACK_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def track(self) -> Global___Track:
+        """The track."""
+
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The jobs, "jobs/{id}", that make the stems of its marks; none: there is nothing to make."""
+
+    def __init__(
+        self,
+        *,
+        track: Global___Track | None = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["track", b"track"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "track", b"track"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTrackResponse: _TypeAlias = UpdateTrackResponse  # noqa: Y015
 
 @_typing.final
 class DeleteTrackRequest(_message.Message):

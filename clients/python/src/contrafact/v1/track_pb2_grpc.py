@@ -73,6 +73,11 @@ class TrackServiceStub:
                 request_serializer=contrafact_dot_v1_dot_track__pb2.ListTracksRequest.SerializeToString,
                 response_deserializer=contrafact_dot_v1_dot_track__pb2.ListTracksResponse.FromString,
                 _registered_method=True)
+        self.UpdateTrack = channel.unary_unary(
+                '/contrafact.v1.TrackService/UpdateTrack',
+                request_serializer=contrafact_dot_v1_dot_track__pb2.UpdateTrackRequest.SerializeToString,
+                response_deserializer=contrafact_dot_v1_dot_track__pb2.UpdateTrackResponse.FromString,
+                _registered_method=True)
         self.DeleteTrack = channel.unary_unary(
                 '/contrafact.v1.TrackService/DeleteTrack',
                 request_serializer=contrafact_dot_v1_dot_track__pb2.DeleteTrackRequest.SerializeToString,
@@ -150,6 +155,13 @@ class TrackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateTrack(self, request, context):
+        """Changes what a track is called, its tags and its marks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteTrack(self, request, context):
         """Deletes a track, its bytes and its stems. Refused while jobs of the track run, unless they may be cancelled.
         """
@@ -208,6 +220,11 @@ def add_TrackServiceServicer_to_server(servicer, server):
                     servicer.ListTracks,
                     request_deserializer=contrafact_dot_v1_dot_track__pb2.ListTracksRequest.FromString,
                     response_serializer=contrafact_dot_v1_dot_track__pb2.ListTracksResponse.SerializeToString,
+            ),
+            'UpdateTrack': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTrack,
+                    request_deserializer=contrafact_dot_v1_dot_track__pb2.UpdateTrackRequest.FromString,
+                    response_serializer=contrafact_dot_v1_dot_track__pb2.UpdateTrackResponse.SerializeToString,
             ),
             'DeleteTrack': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTrack,
@@ -418,6 +435,33 @@ class TrackService:
             '/contrafact.v1.TrackService/ListTracks',
             contrafact_dot_v1_dot_track__pb2.ListTracksRequest.SerializeToString,
             contrafact_dot_v1_dot_track__pb2.ListTracksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTrack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/contrafact.v1.TrackService/UpdateTrack',
+            contrafact_dot_v1_dot_track__pb2.UpdateTrackRequest.SerializeToString,
+            contrafact_dot_v1_dot_track__pb2.UpdateTrackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,8 @@ class TrackServiceStub:
     """Gets one track."""
     ListTracks: _grpc.UnaryUnaryMultiCallable[_track_pb2.ListTracksRequest, _track_pb2.ListTracksResponse]
     """Lists the caller's tracks, newest first."""
+    UpdateTrack: _grpc.UnaryUnaryMultiCallable[_track_pb2.UpdateTrackRequest, _track_pb2.UpdateTrackResponse]
+    """Changes what a track is called, its tags and its marks."""
     DeleteTrack: _grpc.UnaryUnaryMultiCallable[_track_pb2.DeleteTrackRequest, _track_pb2.DeleteTrackResponse]
     """Deletes a track, its bytes and its stems. Refused while jobs of the track run, unless they may be cancelled."""
     DownloadTrack: _grpc.UnaryStreamMultiCallable[_track_pb2.DownloadTrackRequest, _track_pb2.DownloadTrackResponse]
@@ -91,6 +93,8 @@ class TrackServiceAsyncStub(TrackServiceStub):
     """Gets one track."""
     ListTracks: _aio.UnaryUnaryMultiCallable[_track_pb2.ListTracksRequest, _track_pb2.ListTracksResponse]  # type: ignore[assignment]
     """Lists the caller's tracks, newest first."""
+    UpdateTrack: _aio.UnaryUnaryMultiCallable[_track_pb2.UpdateTrackRequest, _track_pb2.UpdateTrackResponse]  # type: ignore[assignment]
+    """Changes what a track is called, its tags and its marks."""
     DeleteTrack: _aio.UnaryUnaryMultiCallable[_track_pb2.DeleteTrackRequest, _track_pb2.DeleteTrackResponse]  # type: ignore[assignment]
     """Deletes a track, its bytes and its stems. Refused while jobs of the track run, unless they may be cancelled."""
     DownloadTrack: _aio.UnaryStreamMultiCallable[_track_pb2.DownloadTrackRequest, _track_pb2.DownloadTrackResponse]  # type: ignore[assignment]
@@ -165,6 +169,14 @@ class TrackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_track_pb2.ListTracksResponse, _abc.Awaitable[_track_pb2.ListTracksResponse]]:
         """Lists the caller's tracks, newest first."""
+
+    @_abc_1.abstractmethod
+    def UpdateTrack(
+        self,
+        request: _track_pb2.UpdateTrackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_track_pb2.UpdateTrackResponse, _abc.Awaitable[_track_pb2.UpdateTrackResponse]]:
+        """Changes what a track is called, its tags and its marks."""
 
     @_abc_1.abstractmethod
     def DeleteTrack(

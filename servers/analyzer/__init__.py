@@ -1,0 +1,1 @@
+"""The analyzer engine: what a recording sounds like."""

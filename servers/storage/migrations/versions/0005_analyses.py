@@ -1,0 +1,95 @@
+"""Analyses, scans of libraries, tags and marks, and what is searched by sound."""
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+SCHEMA = """
+CREATE EXTENSION IF NOT EXISTS vector;
+
+ALTER TABLE tracks
+    ADD COLUMN tags  text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN marks text[] NOT NULL DEFAULT '{}'  -- STUDIO, KARAOKE: what its stems are kept for
+;
+CREATE INDEX tracks_tags ON tracks USING gin (tags);
+
+-- What a recording sounds like, for all who have it.
+CREATE TABLE analyses (
+    sha256     text PRIMARY KEY REFERENCES recordings ON DELETE CASCADE,
+    analyzer   text NOT NULL,              -- the version that made it
+    summary    bytea NOT NULL,             -- protobuf Features, without its long lists
+    details    bytea NOT NULL,             -- protobuf Features: its long lists
+    waveform   bytea NOT NULL,             -- protobuf Waveform, 100 points a second
+    segments   bytea NOT NULL,             -- protobuf SegmentEmbeddings; empty: there are none
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+-- They are compressed already, or are not worth it; and nobody reads them by parts.
+ALTER TABLE analyses ALTER COLUMN waveform SET STORAGE EXTERNAL;
+ALTER TABLE analyses ALTER COLUMN segments SET STORAGE EXTERNAL;
+
+-- One row for each analysed track, with all that a search filters by: see orchestrator.search.index.
+CREATE TABLE sounds (
+    track_id  uuid PRIMARY KEY REFERENCES tracks ON DELETE CASCADE,
+    owner     text NOT NULL,
+    model     text NOT NULL,               -- of the embedding
+    embedding vector(512) NOT NULL,        -- of norm 1
+    bpm       real,
+    key       smallint,                    -- Camelot: twice the number, and one more for B
+    loudness  real,
+    seconds   real NOT NULL,
+    tags      text[] NOT NULL,
+    added_at  timestamptz NOT NULL
+);
+
+CREATE TABLE scans (
+    id         uuid PRIMARY KEY,
+    owner      text NOT NULL,
+    request_id uuid NOT NULL,
+    spec       jsonb NOT NULL,             -- protobuf ScanSpec
+    headers    jsonb NOT NULL DEFAULT '{}',
+    complete   boolean NOT NULL DEFAULT false,  -- all its items are known
+    cursor     text NOT NULL DEFAULT '',   -- the last object of the prefix that is known
+    cancelled  boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ended_at   timestamptz,
+    UNIQUE (owner, request_id)
+);
+CREATE INDEX scans_newest ON scans (owner, created_at DESC, id DESC);
+CREATE INDEX scans_unfinished ON scans (created_at) WHERE ended_at IS NULL;
+
+CREATE TABLE scan_items (
+    scan_id  uuid NOT NULL REFERENCES scans ON DELETE CASCADE,
+    number   bigint GENERATED ALWAYS AS IDENTITY,
+    object   text,                         -- to be imported; none: a track was named
+    track_id uuid REFERENCES tracks ON DELETE SET NULL,
+    state    text NOT NULL DEFAULT 'WAITING'
+             CHECK (state IN ('WAITING', 'EXISTING', 'ANALYZED', 'SKIPPED', 'FAILED')),
+    job_id   uuid,                         -- its latest; jobs are forgotten after a while, items are not
+    error    jsonb,
+    PRIMARY KEY (scan_id, number)
+);
+CREATE UNIQUE INDEX scan_items_object ON scan_items (scan_id, object) WHERE object IS NOT NULL;
+CREATE UNIQUE INDEX scan_items_track ON scan_items (scan_id, track_id) WHERE object IS NULL;
+CREATE INDEX scan_items_of_track ON scan_items (track_id);
+CREATE INDEX scan_items_waiting ON scan_items (scan_id, number) WHERE state = 'WAITING';
+
+CREATE TABLE playlists (
+    id           uuid PRIMARY KEY,
+    owner        text NOT NULL,
+    request_id   uuid NOT NULL,
+    display_name text NOT NULL,
+    query        jsonb NOT NULL,           -- protobuf TrackQuery
+    track_limit  integer NOT NULL,
+    ordered      boolean NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (owner, request_id)
+);
+CREATE INDEX playlists_newest ON playlists (owner, created_at DESC, id DESC);
+"""
+
+
+def upgrade() -> None:
+    for statement in SCHEMA.split(";\n"):  # asyncpg prepares one statement at a time
+        if statement.strip():
+            op.execute(statement)
