@@ -10,6 +10,7 @@ from pathlib import Path
 from servers.local.health import serving
 from servers.local.process import Command, tail
 
+ENGINES = ("mixer",)
 ROOT = Path(__file__).resolve().parents[2]
 _READY = ('"event": "ready"', '"event":"ready"')
 
@@ -45,9 +46,9 @@ def api(environment: Mapping[str, str], address: str, drain_seconds: float) -> C
     return _server("api", "servers.orchestrator.api", environment, address, drain_seconds)
 
 
-def mixer(environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
-    """The engine that mixes."""
-    return _server("mixer", "servers.mixer", environment, address, drain_seconds)
+def engine(name: str, environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:
+    """One of ENGINES."""
+    return _server(name, f"servers.{name}", environment, address, drain_seconds)
 
 
 def _server(name: str, module: str, environment: Mapping[str, str], address: str, drain_seconds: float) -> Command:

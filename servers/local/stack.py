@@ -49,7 +49,7 @@ class Stack:
         triton_threads: CPU threads of each model's numeric libraries; None: they choose.
         gpu: Whether the models run on an NVIDIA GPU.
         environment: More settings (``CONTRAFACT_…``) for every child.
-        detours: Given how the backends and the mixer are reached, the settings by which Contrafact's servers are to
+        detours: Given how the backends and the engines are reached, the settings by which Contrafact's servers are to
             reach them instead: a proxy, say.
         restarts: How often within five minutes a server that died is started again.
         restart_delay: Longest wait before that, in seconds.
@@ -146,8 +146,9 @@ class Stack:
             if not is_free(port):
                 raise StackError(f"api cannot start: port {port} is in use; choose another with --api-port")
             self.environment |= {"CONTRAFACT_API_HOST": "127.0.0.1", "CONTRAFACT_API_PORT": str(port)}
-            mixer_port = str(free_port())
-            self.environment |= {"CONTRAFACT_MIXER_PORT": mixer_port, "CONTRAFACT_MIXER_URL": f"127.0.0.1:{mixer_port}"}
+            for name in contrafact.ENGINES:
+                port, prefix = free_port(), f"CONTRAFACT_{name.upper()}"
+                self.environment |= {f"{prefix}_PORT": str(port), f"{prefix}_URL": f"127.0.0.1:{port}"}
             await self._start_servers()
         self._tasks.append(asyncio.create_task(self._trim_logs()))
 
@@ -225,9 +226,10 @@ class Stack:
             self.processes[fetch.name] = fetch
             self._tasks.append(asyncio.create_task(self._fetch_weights(fetch)))
         workers = ["worker"] if self._workers == 1 else [f"worker-{n + 1}" for n in range(self._workers)]
+        engines = {name: f"CONTRAFACT_{name.upper()}_URL" for name in contrafact.ENGINES}
         commands = [
             contrafact.api(environment, self.api_address, drain),
-            contrafact.mixer(environment, self.environment["CONTRAFACT_MIXER_URL"], drain),
+            *(contrafact.engine(name, environment, self.environment[url], drain) for name, url in engines.items()),
             *(contrafact.worker(environment, name, self._folder.logs, drain) for name in workers),
         ]
         await together(*(self._launch(command) for command in commands))

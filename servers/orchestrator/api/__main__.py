@@ -32,6 +32,7 @@ from servers.orchestrator.api.conversion import ConversionService
 from servers.orchestrator.api.covers import CoverService
 from servers.orchestrator.api.creation import JobCreator
 from servers.orchestrator.api.jobs import JobService
+from servers.orchestrator.api.marks import MarkedStems
 from servers.orchestrator.api.stems import StemService
 from servers.orchestrator.api.tracks import TrackService
 from servers.orchestrator.api.uploads import Uploads
@@ -80,7 +81,9 @@ async def serve(config: Settings) -> None:
         load = await stack.enter_async_context(Load(pool, config))
         views = JobViews(pool, store, load)
         hub = await stack.enter_async_context(EventHub(events, views))
-        tracks = TrackService(pool, objects, store, Uploads(pool, objects, config))
+        creator = JobCreator(store, views, queue, load, config)
+        marked = MarkedStems(pool, creator, config)
+        tracks = TrackService(pool, objects, store, Uploads(pool, objects, config), marked)
         jobs = JobService(store, views, events, hub)
         # Workers keep the model loaded; a live voice that fails may have it loaded again from here, too.
         voice_keeper = ModelKeeper(triton, config.voice_model, config)
@@ -89,8 +92,7 @@ async def serve(config: Settings) -> None:
         importer = Importer(pool, objects, voice_store, config)
         voices = VoiceService(objects, voice_store, store, importer, voice_model, reports)
         voice_pool = VoicePoolService(voice_store, voice_model, reports)
-        creator = JobCreator(store, views, queue, load, config)
-        stems = StemService(pool, objects, store, creator, hub, config)
+        stems = StemService(pool, objects, store, creator, hub, marked, config)
         covers = CoverService(pool, objects, store, creator, hub, voice_store, reports, config)
         conversion = ConversionService(
             voice_store, reports, voice_model, Converter(triton, voice_keeper, config), config

@@ -6,7 +6,8 @@ import base64
 import binascii
 import datetime as dt
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 import google_crc32c
@@ -14,6 +15,7 @@ import grpc
 from contrafact.v1 import audio_pb2, track_pb2
 
 from servers.orchestrator.jobs.messages import timestamp
+from servers.orchestrator.pipelines.separate import DEFAULT_STEMS, INSTRUMENTAL
 from servers.platform.errors import ApiError, invalid, not_found
 from servers.platform.identity import principal
 from servers.storage.database import Pool, Row
@@ -21,15 +23,25 @@ from servers.storage.objects import ObjectMissing, ObjectStore
 
 DEFAULT_PAGE = 50
 
-TRACK_COLUMNS = "t.id, t.owner, t.display_name, t.created_at AS uploaded_at, r.*"
+TRACK_COLUMNS = """t.id, t.owner, t.display_name, t.created_at AS uploaded_at, t.tags, t.marks,
+    ARRAY(SELECT DISTINCT stem FROM stems WHERE stems.sha256 = t.sha256) AS stems,
+    EXISTS (SELECT 1 FROM analyses WHERE analyses.sha256 = t.sha256) AS analyzed, r.*"""
+
+STEMS_OF_MARKS: dict[str, tuple[str, ...]] = {"STUDIO": DEFAULT_STEMS, "KARAOKE": ("vocals", INSTRUMENTAL)}
+"""What is kept for each mark."""
 
 
 def resource_id(what: str, name: str) -> UUID:
     """The UUID in a resource name such as "tracks/{id}"; what is no UUID exists as little as what is unknown."""
     try:
         return UUID(name.split("/")[1])
-    except ValueError:
+    except (ValueError, IndexError):
         raise not_found(what, name) from None
+
+
+def marked_stems(marks: Iterable[str]) -> set[str]:
+    """The stems of all these marks; without any, those of a separation."""
+    return {stem for mark in marks for stem in STEMS_OF_MARKS[mark]} or set(DEFAULT_STEMS)
 
 
 def track(row: Row) -> track_pb2.Track:
@@ -50,6 +62,10 @@ def track(row: Row) -> track_pb2.Track:
             bit_depth=row["bit_depth"] or 0,
             peak=row["peak"],
         ),
+        tags=row["tags"],
+        marks=[track_pb2.Mark.Value(f"MARK_{mark}") for mark in row["marks"]],
+        is_separated=marked_stems(row["marks"]).issubset(row["stems"]),
+        is_analyzed=row["analyzed"],
     )
 
 
@@ -63,6 +79,17 @@ async def find_track(pool: Pool, name: str) -> Row:
     if row is None:
         raise not_found("track", name)
     return row
+
+
+def check_mask(paths: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
+    """INVALID_ARGUMENT unless ``paths`` are some of the ``known`` fields, and one at least."""
+    if not paths:
+        raise invalid("INVALID_FIELD_MASK", "the mask names no field", "update_mask")
+    for path in paths:
+        if path not in known:
+            raise invalid(
+                "INVALID_FIELD_MASK", f"{path!r} cannot be changed; {', '.join(known)} can", "update_mask", path=path
+            )
 
 
 def page_limit(page_size: int) -> int:

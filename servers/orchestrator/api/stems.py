@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from servers.orchestrator.api.creation import JobCreator, Subject, complete
 from servers.orchestrator.api.jobs import find_job
 from servers.orchestrator.api.live import SILENCE_SECONDS, ended_without, maker, read_growing
+from servers.orchestrator.api.marks import MarkedStems
 from servers.orchestrator.api.resources import (
     find_track,
     page_limit,
@@ -22,28 +23,11 @@ from servers.orchestrator.jobs.hub import EventHub
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
-from servers.platform.errors import invalid, not_found
+from servers.platform.errors import invalid
 from servers.platform.interceptors import Context
 from servers.platform.settings import Settings
 from servers.storage.database import Pool, Row
 from servers.storage.objects import ObjectStore
-
-
-async def find_stem(pool: Pool, name: str) -> tuple[str, Row]:
-    """The name of the track and the row of the caller's stem of that resource name, or NOT_FOUND."""
-    track_name, _, stem_id = name.partition("/stems/")
-    track = await find_track(pool, track_name)
-    parts = stem_id.split(".")
-    if len(parts) == 3:
-        for row in await pool.fetch(
-            "SELECT * FROM stems WHERE sha256 = $1 AND model = $2 AND stem = $3",
-            track["sha256"],
-            parts[0],
-            parts[1],
-        ):
-            if messages.stem_id(row) == stem_id:
-                return track_name, row
-    raise not_found("stem", name)
 
 
 class StemService(stem_pb2_grpc.StemServiceServicer):
@@ -56,6 +40,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         store: JobStore,
         creator: JobCreator,
         hub: EventHub,
+        stems: MarkedStems,
         settings: Settings,
     ) -> None:
         self._pool = pool
@@ -63,6 +48,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         self._store = store
         self._creator = creator
         self._hub = hub
+        self._stems = stems
         self._settings = settings
 
     async def CreateSeparation(
@@ -82,7 +68,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         return stem_pb2.CreateSeparationResponse(job=job)
 
     async def GetStem(self, request: stem_pb2.GetStemRequest, context: Context) -> stem_pb2.GetStemResponse:
-        track_name, row = await find_stem(self._pool, request.name)
+        track_name, row = await self._stems.find(request.name)
         return stem_pb2.GetStemResponse(stem=messages.artifact(row, track_name))
 
     async def ListStems(self, request: stem_pb2.ListStemsRequest, context: Context) -> stem_pb2.ListStemsResponse:
@@ -106,7 +92,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
     async def DownloadStem(
         self, request: stem_pb2.DownloadStemRequest, context: Context
     ) -> AsyncIterator[stem_pb2.DownloadStemResponse]:
-        _, row = await find_stem(self._pool, request.name)
+        _, row = await self._stems.find(request.name)
         await stem_used(self._pool, row)
         async for part in read_chunks(
             self._objects, row["object_key"], row["size_bytes"], request.offset, request.name

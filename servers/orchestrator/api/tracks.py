@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from contrafact.v1 import track_pb2, track_pb2_grpc
+from contrafact.v1 import job_pb2, track_pb2, track_pb2_grpc
 
+from servers.orchestrator.api import marks
 from servers.orchestrator.api.covers import find_cover
 from servers.orchestrator.api.resources import (
     TRACK_COLUMNS,
+    check_mask,
     find_track,
     page_limit,
     read_chunks,
@@ -18,12 +21,12 @@ from servers.orchestrator.api.resources import (
     track,
     write_token,
 )
-from servers.orchestrator.api.stems import find_stem
-from servers.orchestrator.api.uploads import Uploads, url_key
+from servers.orchestrator.api.uploads import Uploads, clean_name, url_key
 from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.search.index import index_track
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
@@ -39,11 +42,14 @@ UPLOAD_URL_TTL = dt.timedelta(hours=1)
 class TrackService(track_pb2_grpc.TrackServiceServicer):
     """Uploads, look-ups, downloads and deletions of tracks."""
 
-    def __init__(self, pool: Pool, objects: ObjectStore, jobs: JobStore, uploads: Uploads) -> None:
+    def __init__(
+        self, pool: Pool, objects: ObjectStore, jobs: JobStore, uploads: Uploads, stems: marks.MarkedStems
+    ) -> None:
         self._pool = pool
         self._objects = objects
         self._jobs = jobs
         self._uploads = uploads
+        self._stems = stems
 
     async def UploadTrack(
         self, request_iterator: AsyncIterator[track_pb2.UploadTrackRequest], context: Context
@@ -101,7 +107,9 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
 
     async def ListTracks(self, request: track_pb2.ListTracksRequest, context: Context) -> track_pb2.ListTracksResponse:
         limit = page_limit(request.page_size)
-        if "\0" in request.display_name_contains:  # in no name; and PostgreSQL cannot be asked
+        if any(
+            "\0" in text for text in (request.display_name_contains, *request.tags)
+        ):  # in no name; and PostgreSQL cannot be asked
             return track_pb2.ListTracksResponse()
         uploaded_at, track_id = read_time_token(request.page_token) or (None, None)
         rows = await self._pool.fetch(
@@ -109,18 +117,35 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
                 WHERE t.owner = $1
                   AND ($2::timestamptz IS NULL OR (t.created_at, t.id) < ($2, $3::uuid))
                   AND position(lower($4) IN lower(t.display_name)) > 0
+                  AND (cardinality($6::text[]) = 0 OR t.tags @> $6)
                 ORDER BY t.created_at DESC, t.id DESC LIMIT $5""",
             principal().id,
             uploaded_at,
             track_id,
             unicodedata.normalize("NFC", request.display_name_contains),  # as names are
             limit + 1,
+            list(request.tags),
         )
         token = ""
         if len(rows) > limit:
             rows = rows[:limit]
             token = write_token(rows[-1]["uploaded_at"].isoformat(), str(rows[-1]["id"]))
         return track_pb2.ListTracksResponse(tracks=[track(row) for row in rows], next_page_token=token)
+
+    async def UpdateTrack(
+        self, request: track_pb2.UpdateTrackRequest, context: Context
+    ) -> track_pb2.UpdateTrackResponse:
+        changes = _changes(request.track, request.update_mask.paths)
+        found = await find_track(self._pool, request.track.name)
+        async with self._pool.acquire() as connection, connection.transaction():
+            for column, value in changes.items():
+                await connection.execute(f"UPDATE tracks SET {column} = $2 WHERE id = $1", found["id"], value)
+            await index_track(connection, found["id"])
+        row = await find_track(self._pool, request.track.name)
+        job = None
+        if "marks" in changes and row["marks"]:
+            job = await self._stems.prepare(row, request.priority or job_pb2.PRIORITY_BACKGROUND)
+        return track_pb2.UpdateTrackResponse(track=track(row), jobs=[job] if job else [])
 
     async def DeleteTrack(
         self, request: track_pb2.DeleteTrackRequest, context: Context
@@ -172,7 +197,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             cover = await find_cover(self._pool, request.name)
             key, file_name = cover["object_key"], f"{cover['id']}.{cover['format']}"
         elif "/stems/" in request.name:
-            _, stem = await find_stem(self._pool, request.name)
+            _, stem = await self._stems.find(request.name)
             await stem_used(self._pool, stem)
             key, file_name = stem["object_key"], request.name.split("/")[-1]
         else:
@@ -182,3 +207,18 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
         ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else dt.timedelta(hours=1)
         url = self._objects.download_url(key, ttl, file_name)
         return track_pb2.CreateDownloadUrlResponse(url=url, expire_time=timestamp(dt.datetime.now(dt.UTC) + ttl))
+
+
+def _changes(message: track_pb2.Track, paths: Sequence[str]) -> dict[str, Any]:
+    """Columns to change, and their values."""
+    values: dict[str, Any] = {
+        "display_name": clean_name(message.display_name),
+        "tags": list(message.tags),
+        "marks": marks.names(message.marks),
+    }
+    check_mask(paths, values)
+    if "display_name" in paths and not 1 <= len(message.display_name) <= 255:
+        raise invalid("INVALID_FIELD", "must have 1 to 255 characters", "track.display_name")
+    if any(not tag.isprintable() for tag in message.tags):
+        raise invalid("INVALID_FIELD", "tags must be printable", "track.tags")
+    return {path: values[path] for path in paths}

@@ -10,7 +10,7 @@ from contrafact.v1 import voice_pb2, voice_pool_pb2, voice_pool_pb2_grpc
 
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
-from servers.orchestrator.api.voices import check_mask
+from servers.orchestrator.api.resources import check_mask
 from servers.orchestrator.jobs.messages import duration
 from servers.orchestrator.voices.pool import EVENTS, PoolReports, Report
 from servers.orchestrator.voices.reconcile import model_settings

@@ -13,7 +13,14 @@ from contrafact.v1 import audio_pb2, conversion_pb2, voice_pb2, voice_pb2_grpc
 
 from servers.inference.triton import TritonError
 from servers.inference.voices import VoiceModel
-from servers.orchestrator.api.resources import page_limit, read_chunks, read_time_token, resource_id, write_token
+from servers.orchestrator.api.resources import (
+    check_mask,
+    page_limit,
+    read_chunks,
+    read_time_token,
+    resource_id,
+    write_token,
+)
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.voices import deletion
@@ -245,14 +252,3 @@ def _changes(voice: voice_pb2.Voice, paths: Sequence[str]) -> dict[str, Any]:
         raise
     said = Said.of(spec, "voice")
     return {column: value for path in paths for column, value in _COLUMNS[path](said).items()}
-
-
-def check_mask(paths: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
-    """INVALID_ARGUMENT unless ``paths`` are some of the ``known`` fields, and one at least."""
-    if not paths:
-        raise invalid("INVALID_FIELD_MASK", "the mask names no field", "update_mask")
-    for path in paths:
-        if path not in known:
-            raise invalid(
-                "INVALID_FIELD_MASK", f"{path!r} cannot be changed; {', '.join(known)} can", "update_mask", path=path
-            )

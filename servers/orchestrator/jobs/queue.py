@@ -4,6 +4,19 @@ The queue delivers tickets: whoever gets one takes jobs, one after the other, un
 Which job is next is decided when somebody is free, by PostgreSQL (``JobStore.claim``): so priorities, turns and
 limits hold whatever was sent when, a lost queue loses nothing (workers are woken again every second while jobs wait),
 and a ticket too many costs one look.
+
+What changes with the number of jobs: measured on two cores (``python -m tests.bench jobs``), and from that computed for
+jobs of 30 segments and 10 s and a PostgreSQL of 8 cores (``python -m tests.bench scale``).
+
+* 10 a minute: nothing. One worker, and stores that have nothing to do; a job is claimed 0.6 ms after somebody is free.
+* 1,000 a minute: 70 slots of workers, 1.4 cores of PostgreSQL and 0.4 of Redis. Nearly all of it is progress and live
+  pieces (8,600 commands and 5,800 transactions a second), not dispatch: empty jobs go through at 270 to 300 a second,
+  a quarter of what bare streaQ does, and claims at 1,750. If 100,000 wait, claims are no slower, but counting takes
+  each server 50 ms, again and again (see ``Load``). 10,000 jobs of one lock make its claims slower (4 ms).
+* 2,400 a minute fill the one core that a Redis uses, 5,800 the eight of PostgreSQL. Before that: tell progress less
+  often than at each segment, publish no events of jobs that nobody watches, store larger live pieces. At 100,000 a
+  minute, with 7,000 slots, owners are to be split among some fifty installations like this one: they share nothing
+  but recordings.
 """
 
 from __future__ import annotations

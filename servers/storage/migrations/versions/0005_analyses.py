@@ -28,19 +28,23 @@ CREATE TABLE analyses (
 ALTER TABLE analyses ALTER COLUMN waveform SET STORAGE EXTERNAL;
 ALTER TABLE analyses ALTER COLUMN segments SET STORAGE EXTERNAL;
 
--- One row for each analysed track, with all that a search filters by: see orchestrator.search.index.
+-- One row for each analysed track, with all that a search filters by but its tags: see orchestrator.search.
 CREATE TABLE sounds (
     track_id  uuid PRIMARY KEY REFERENCES tracks ON DELETE CASCADE,
     owner     text NOT NULL,
-    model     text NOT NULL,               -- of the embedding
-    embedding vector(512) NOT NULL,        -- of norm 1
+    model     text,                        -- of the embedding
+    embedding halfvec(512),                -- of norm 1; none: it could not be told
     bpm       real,
     key       smallint,                    -- Camelot: twice the number, and one more for B
     loudness  real,
     seconds   real NOT NULL,
-    tags      text[] NOT NULL,
     added_at  timestamptz NOT NULL
 );
+-- In the row, of which seven fit a page: all of an owner's are compared, one by one.
+ALTER TABLE sounds ALTER COLUMN embedding SET STORAGE PLAIN;
+CREATE INDEX sounds_newest ON sounds (owner, added_at DESC, track_id DESC)
+    INCLUDE (model, bpm, key, loudness, seconds);
+CREATE INDEX sounds_embedding ON sounds USING hnsw (embedding halfvec_ip_ops) WITH (m = 16, ef_construction = 64);
 
 CREATE TABLE scans (
     id         uuid PRIMARY KEY,
