@@ -15,6 +15,7 @@ import grpc
 import pytest
 from contrafact import Client, FailedPrecondition, InvalidArgument, JobCancelled, NotFound
 from contrafact.v1 import job_pb2, job_pb2_grpc, stem_pb2, stem_pb2_grpc, track_pb2, track_pb2_grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from servers.local import Stack
 from servers.platform.settings import Settings
@@ -325,6 +326,9 @@ async def everything(stream: Any) -> None:
 
 HIDDEN: dict[str, Callable[[Stubs, Stranger], Awaitable[Any]]] = {
     "GetTrack": lambda s, o: s.tracks.GetTrack(track_pb2.GetTrackRequest(name=o.track)),
+    "UpdateTrack": lambda s, o: s.tracks.UpdateTrack(
+        track_pb2.UpdateTrackRequest(track=track_pb2.Track(name=o.track), update_mask=FieldMask(paths=["tags"]))
+    ),
     "DeleteTrack": lambda s, o: s.tracks.DeleteTrack(track_pb2.DeleteTrackRequest(name=o.track, cancel_jobs=True)),
     "DownloadTrack": lambda s, o: everything(s.tracks.DownloadTrack(track_pb2.DownloadTrackRequest(name=o.track))),
     "CreateDownloadUrl": lambda s, o: s.tracks.CreateDownloadUrl(track_pb2.CreateDownloadUrlRequest(name=o.track)),
