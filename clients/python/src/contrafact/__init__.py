@@ -46,13 +46,16 @@ if TYPE_CHECKING:
     from contrafact._job import JobHandle
     from contrafact._live import LiveVoice
     from contrafact._retry import Retry
+    from contrafact._search import example, track_query
     from contrafact._stems import StemProgress
     from contrafact._sync import SyncClient
     from contrafact._sync_job import SyncJob
     from contrafact._sync_voices import SyncLiveVoice
+    from contrafact.v1.analysis_pb2 import Analysis, Embedding, Features, Scan, ScanItem, Waveform
     from contrafact.v1.artifact_pb2 import Artifact
     from contrafact.v1.cover_pb2 import Cover, StreamCoverResponse
     from contrafact.v1.job_pb2 import Job, JobEvent, Progress
+    from contrafact.v1.search_pb2 import Example, Playlist, TrackHit, TrackQuery, TrackSegment, Transition
     from contrafact.v1.stem_pb2 import StreamStemsResponse
     from contrafact.v1.track_pb2 import Track
     from contrafact.v1.voice_pb2 import PitchRange, Voice
@@ -84,13 +87,23 @@ _HOMES = {
     "contrafact._job": ("JobHandle",),
     "contrafact._live": ("LiveVoice",),
     "contrafact._retry": ("Retry",),
+    "contrafact._search": ("example", "track_query"),
     "contrafact._stems": ("StemProgress",),
     "contrafact._sync": ("SyncClient",),
     "contrafact._sync_job": ("SyncJob",),
     "contrafact._sync_voices": ("SyncLiveVoice",),
+    "contrafact.v1.analysis_pb2": ("Analysis", "Embedding", "Features", "Scan", "ScanItem", "Waveform"),
     "contrafact.v1.artifact_pb2": ("Artifact",),
     "contrafact.v1.cover_pb2": ("Cover", "StreamCoverResponse"),
     "contrafact.v1.job_pb2": ("Job", "JobEvent", "Progress"),
+    "contrafact.v1.search_pb2": (
+        "Example",
+        "Playlist",
+        "TrackHit",
+        "TrackQuery",
+        "TrackSegment",
+        "Transition",
+    ),
     "contrafact.v1.stem_pb2": ("StreamStemsResponse",),
     "contrafact.v1.track_pb2": ("Track",),
     "contrafact.v1.voice_pb2": ("PitchRange", "Voice"),
@@ -102,6 +115,7 @@ __all__ = [
     "DEFAULT_ADDRESS",
     "Aborted",
     "AlreadyExists",
+    "Analysis",
     "Artifact",
     "Cancelled",
     "Client",
@@ -110,7 +124,10 @@ __all__ = [
     "CoverProgress",
     "DataLoss",
     "DeadlineExceeded",
+    "Embedding",
+    "Example",
     "FailedPrecondition",
+    "Features",
     "FieldViolation",
     "InvalidArgument",
     "Job",
@@ -123,9 +140,12 @@ __all__ = [
     "OutOfRange",
     "PermissionDenied",
     "PitchRange",
+    "Playlist",
     "Progress",
     "ResourceExhausted",
     "Retry",
+    "Scan",
+    "ScanItem",
     "StemProgress",
     "StreamCoverResponse",
     "StreamStemsResponse",
@@ -133,11 +153,18 @@ __all__ = [
     "SyncJob",
     "SyncLiveVoice",
     "Track",
+    "TrackHit",
+    "TrackQuery",
+    "TrackSegment",
+    "Transition",
     "Unauthenticated",
     "Unavailable",
     "Voice",
     "VoicePool",
+    "Waveform",
     "__version__",
+    "example",
+    "track_query",
 ]
 
 

@@ -15,8 +15,10 @@ import grpc.aio
 
 from contrafact._errors import REQUEST_ID_KEY, Unavailable, client_closed, from_rpc
 from contrafact._retry import Retry
+from contrafact.v1.analysis_pb2_grpc import AnalysisServiceStub
 from contrafact.v1.cover_pb2_grpc import CoverServiceStub
 from contrafact.v1.job_pb2_grpc import JobServiceStub
+from contrafact.v1.search_pb2_grpc import SearchServiceStub
 from contrafact.v1.stem_pb2_grpc import StemServiceStub
 from contrafact.v1.track_pb2_grpc import TrackServiceStub
 from contrafact.v1.voice_pb2_grpc import VoiceServiceStub
@@ -25,8 +27,10 @@ from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceStub
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from contrafact.v1.analysis_pb2_grpc import AnalysisServiceAsyncStub
     from contrafact.v1.cover_pb2_grpc import CoverServiceAsyncStub
     from contrafact.v1.job_pb2_grpc import JobServiceAsyncStub
+    from contrafact.v1.search_pb2_grpc import SearchServiceAsyncStub
     from contrafact.v1.stem_pb2_grpc import StemServiceAsyncStub
     from contrafact.v1.track_pb2_grpc import TrackServiceAsyncStub
     from contrafact.v1.voice_pb2_grpc import VoiceServiceAsyncStub
@@ -49,13 +53,20 @@ MAX_SEND_BYTES = 4 << 20
 # Safe to send twice: they only read, or carry a request_id, or ask for a state that may be reached already.
 _IDEMPOTENT = {
     "contrafact.v1.TrackService": (
-        "QueryUpload CancelUpload CreateUploadUrl CompleteUpload GetTrack ListTracks CreateDownloadUrl"
+        "QueryUpload CancelUpload CreateUploadUrl CompleteUpload GetTrack ListTracks UpdateTrack "
+        "CreateDownloadUrl"
     ),
     "contrafact.v1.StemService": "CreateSeparation GetStem ListStems",
     "contrafact.v1.JobService": "GetJob ListJobs CancelJob",
     "contrafact.v1.VoiceService": "GetVoice ListVoices UpdateVoice WarmVoice",
     "contrafact.v1.VoicePoolService": "GetVoicePool UpdateVoicePool",
     "contrafact.v1.CoverService": "CreateCover GetCover ListCovers",
+    "contrafact.v1.AnalysisService": (
+        "GetAnalysis GetWaveform GetAlbumLoudness GetScan ListScans CancelScan ListScanItems"
+    ),
+    "contrafact.v1.SearchService": (
+        "SearchTracks OrderTracks CreatePlaylist GetPlaylist ListPlaylists UpdatePlaylist ListPlaylistTracks"
+    ),
 }
 
 
@@ -193,6 +204,16 @@ class Connection:
     def covers(self) -> CoverServiceAsyncStub:
         """The stub of CoverService."""
         return CoverServiceStub(self.channel)
+
+    @property
+    def analyses(self) -> AnalysisServiceAsyncStub:
+        """The stub of AnalysisService."""
+        return AnalysisServiceStub(self.channel)
+
+    @property
+    def searches(self) -> SearchServiceAsyncStub:
+        """The stub of SearchService."""
+        return SearchServiceStub(self.channel)
 
     async def connect(self, timeout: float) -> None:
         """Return when the server can be reached; Unavailable if it refuses or after ``timeout`` seconds."""

@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from contrafact import _words
+from contrafact._analysis import AnalysisMethods
 from contrafact._channel import Connection
 from contrafact._covers import CoverMethods
 from contrafact._download import Downloadable, download
 from contrafact._job import JobHandle
 from contrafact._retry import Retry
+from contrafact._search import SearchMethods
 from contrafact._send import ByteProgress
 from contrafact._source import Uploadable, open_source
 from contrafact._upload import upload
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class Client(VoiceMethods, CoverMethods):
+class Client(VoiceMethods, CoverMethods, AnalysisMethods, SearchMethods):
     """A client of one Contrafact server. Use it in one event loop, and for as many calls at once as you like.
 
         async with Client() as client:
@@ -118,16 +120,17 @@ class Client(VoiceMethods, CoverMethods):
         return (await self._connection.unary(self._connection.tracks.GetTrack, request)).track
 
     def tracks(
-        self, *, display_name_contains: str = "", page_size: int = 0
+        self, *, display_name_contains: str = "", tags: Iterable[str] = (), page_size: int = 0
     ) -> AsyncGenerator[track_pb2.Track, None]:
         """Yield the caller's tracks, newest first, asking for page after page.
 
         Args:
             display_name_contains: only tracks whose display name contains this, ignoring case.
+            tags: only tracks with all of these.
             page_size: tracks to ask for at once, at most 1,000; 0: the server's choice.
         """
         request = track_pb2.ListTracksRequest(
-            page_size=page_size, display_name_contains=display_name_contains
+            page_size=page_size, display_name_contains=display_name_contains, tags=tags
         )
         return self._connection.pages(lambda: self._connection.tracks.ListTracks, request, "tracks")
 

@@ -13,6 +13,7 @@ from contrafact._download import Downloadable
 from contrafact._retry import Retry
 from contrafact._send import ByteProgress
 from contrafact._source import Uploadable
+from contrafact._sync_analysis import SyncAnalysisMethods
 from contrafact._sync_job import SyncJob
 from contrafact._sync_loop import Loop
 from contrafact._sync_voices import SyncVoiceMethods
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class SyncClient(SyncVoiceMethods):
+class SyncClient(SyncVoiceMethods, SyncAnalysisMethods):
     """:class:`contrafact.Client` with blocking methods, safe to use from any thread.
 
         with SyncClient() as client:
@@ -83,10 +84,12 @@ class SyncClient(SyncVoiceMethods):
         """See :meth:`contrafact.Client.track`."""
         return self._loop.run(self._client.track(name))
 
-    def tracks(self, *, display_name_contains: str = "", page_size: int = 0) -> Iterator[track_pb2.Track]:
+    def tracks(
+        self, *, display_name_contains: str = "", tags: Iterable[str] = (), page_size: int = 0
+    ) -> Iterator[track_pb2.Track]:
         """See :meth:`contrafact.Client.tracks`."""
         return self._loop.iterate(
-            self._client.tracks(display_name_contains=display_name_contains, page_size=page_size)
+            self._client.tracks(display_name_contains=display_name_contains, tags=tags, page_size=page_size)
         )
 
     def delete_track(self, name: str, *, cancel_jobs: bool = False) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from contrafact.v1 import audio_pb2, conversion_pb2, job_pb2, voice_pb2, voice_pool_pb2
+from contrafact.v1 import (
+    analysis_pb2,
+    audio_pb2,
+    conversion_pb2,
+    job_pb2,
+    track_pb2,
+    voice_pb2,
+    voice_pool_pb2,
+)
 
 DEFAULT_STEMS = ("vocals", "drums", "bass", "other")
 ALL_STEMS = (*DEFAULT_STEMS, "instrumental")
@@ -27,6 +35,10 @@ _STAGES = _words(job_pb2.Stage, "STAGE_", " ")
 _KINDS = _words(job_pb2.JobKind, "JOB_KIND_")
 _PITCH_METHODS = _words(conversion_pb2.PitchMethod, "PITCH_METHOD_", "-")
 _STRATEGIES = _words(voice_pool_pb2.PoolStrategy, "POOL_STRATEGY_", "+")
+_MARKS = _words(track_pb2.Mark, "MARK_")
+_FEATURES = _words(analysis_pb2.Feature, "FEATURE_")
+_ITEM_STATES = _words(analysis_pb2.ScanItem.State, "STATE_")
+_SCAN_STATES = _words(analysis_pb2.ScanState, "SCAN_STATE_")
 _WARMTH = _words(voice_pb2.Warmth, "WARMTH_")
 
 
@@ -132,3 +144,30 @@ def strategy_word(value: int) -> str:
 def warmth_word(value: int) -> str:
     """Return the word of a Warmth, "cold", "warm" or "loading"; empty: not known."""
     return _word(_WARMTH, value)
+
+
+def mark(word: str) -> track_pb2.Mark.ValueType:
+    """Return the Mark of "studio" or "karaoke"; else ValueError."""
+    value: track_pb2.Mark.ValueType = _value(_MARKS, word, "mark")
+    return value
+
+
+def feature_word(value: int) -> str:
+    """Return the word of a Feature."""
+    return _word(_FEATURES, value)
+
+
+def item_state(word: str) -> analysis_pb2.ScanItem.State.ValueType:
+    """Return the state of a scan's item; ValueError if there is none of that name."""
+    value: analysis_pb2.ScanItem.State.ValueType = _value(_ITEM_STATES, word, "state")
+    return value
+
+
+def item_state_word(value: int) -> str:
+    """Return the word of the state of a scan's item."""
+    return _word(_ITEM_STATES, value)
+
+
+def scan_state_word(value: int) -> str:
+    """Return the word of a ScanState."""
+    return _word(_SCAN_STATES, value)

@@ -6,10 +6,22 @@ from typing import Any
 
 import typer
 
-from contrafact._cli import convert, cover, covers, jobs, separate, stems, tracks, voices
+from contrafact._cli import (
+    analyze,
+    convert,
+    cover,
+    covers,
+    jobs,
+    scans,
+    search,
+    separate,
+    stems,
+    tracks,
+    voices,
+)
 from contrafact._cli.plugins import LazyGroup
 
-HELP = """Take music apart and give it other voices, and receive the results while they are being made.
+HELP = """Take music apart, give it other voices, find it by its sound.
 
 The server is found at --address or $CONTRAFACT_ADDRESS, else 127.0.0.1:50051. A token is read from
 $CONTRAFACT_TOKEN.
@@ -32,10 +44,16 @@ def build() -> Any:
     app.command("separate")(separate.separate)
     app.command("cover")(cover.cover)
     app.command("convert")(convert.convert)
+    app.command("analyze")(analyze.analyze)
+    app.command("scan")(scans.scan)
+    app.command("search")(search.search)
+    app.command("radio")(search.radio)
     app.add_typer(tracks.app, name="tracks")
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(stems.app, name="stems")
     app.add_typer(voices.app, name="voices")
     app.add_typer(covers.app, name="covers")
+    app.add_typer(scans.app, name="scans")
+    app.add_typer(search.app, name="playlists")
     app.command("version")(version)
     return typer.main.get_command(app)

@@ -31,7 +31,7 @@ def _row(job: Job) -> tuple[str, ...]:
         f"{job.fraction:.0%}",
         job.error.reason or _words.stage_word(job.stage) or "-",
         job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M"),
-        job.separation.track or job.cover.track or "-",
+        job.separation.track or job.cover.track or job.analysis.track or job.track_import.track or "-",
     )
 
 

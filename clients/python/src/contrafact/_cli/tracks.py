@@ -72,6 +72,39 @@ def get(name: Name, address: options.Address = None, json: options.Json = False)
 
 
 @app.command()
+def update(
+    name: Name,
+    display_name: Annotated[
+        str | None, typer.Option("--name", help="What to call it.", show_default=False)
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="All its tags, one each; an empty one: none.", show_default=False)
+    ] = None,
+    mark: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="studio, karaoke, or an empty one: none. Its stems are made and kept.", show_default=False
+        ),
+    ] = None,
+    address: options.Address = None,
+    json: options.Json = False,
+) -> None:
+    """Change what a track is called, its tags, and what its stems are kept for."""
+
+    async def work(client: Client) -> None:
+        tags = None if tag is None else [each for each in tag if each]
+        if mark is not None:
+            job = await client.mark_track(name, *(each for each in mark if each))
+            if job is not None:
+                typer.echo(f"{job.name} makes its stems", err=True)
+        if mark is None or display_name is not None or tags is not None:
+            await client.update_track(name, display_name=display_name, tags=tags)
+        _show([await client.track(name)], json)
+
+    run(address, work)
+
+
+@app.command()
 def delete(
     name: Name,
     cancel_jobs: Annotated[

@@ -154,6 +154,12 @@ class AnalyzeResponse(_message.Message):
     WAVEFORM_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    progress: _builtins.float
+    """Share of the work that is done, 0 to 1; also a sign of life, at least every 5 s."""
+    more: _builtins.bool
+    """The next response has more of a list of these features: they are both, merged as messages are."""
     @_builtins.property
     def features(self) -> _analysis_pb2.Features:
         """Features that are known now and were not before, or their being unknown."""
@@ -164,7 +170,7 @@ class AnalyzeResponse(_message.Message):
 
     @_builtins.property
     def segments(self) -> Global___SegmentEmbeddings:
-        """Embeddings of consecutive segments, with Features.embedding."""
+        """Embeddings of consecutive segments, after Features.embedding; some of them, in order."""
 
     @_builtins.property
     def report(self) -> Global___AnalyzeReport:
@@ -177,12 +183,14 @@ class AnalyzeResponse(_message.Message):
         waveform: _analysis_pb2.Waveform | None = ...,
         segments: Global___SegmentEmbeddings | None = ...,
         report: Global___AnalyzeReport | None = ...,
+        progress: _builtins.float = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "report", b"report", "response", b"response", "segments", b"segments", "waveform", b"waveform"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "progress", b"progress", "report", b"report", "response", b"response", "segments", b"segments", "waveform", b"waveform"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "report", b"report", "response", b"response", "segments", b"segments", "waveform", b"waveform"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "more", b"more", "progress", b"progress", "report", b"report", "response", b"response", "segments", b"segments", "waveform", b"waveform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["features", "waveform", "segments", "report"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["features", "waveform", "segments", "report", "progress"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
@@ -258,7 +266,9 @@ class AnalyzeReport(_message.Message):
     """The analyzer's version: results of different versions may differ."""
     @_builtins.property
     def cpu_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """CPU time of each feature, in seconds, by its name as in Feature without the prefix; "decoding" aside."""
+        """CPU time of each feature, in seconds, by its name as in Feature without the prefix; "SHARED" is what several of them
+        need.
+        """
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class AnalyzerServiceServicer:
         The client sends the spec, then blocks in order and without gaps, then the end. The server answers with each feature
         as soon as it is known, the waveform and what needs one pass only first, and last with a report. What comes out does
         not depend on how the stream was cut into blocks. Work of a higher priority goes before, step by step.
+        The server says that it took the analysis on by a progress of 0, and from time to time how far it is.
 
         Errors, beside INVALID_FIELD for what breaks a rule below (all INVALID_ARGUMENT unless noted):
         SPEC_MISSING, SPEC_REPEATED: messages out of place;
@@ -59,7 +60,7 @@ class AnalyzerServiceServicer:
         not fit, the field at fault named;
         TOO_FEW_FRAMES: the end came before all frames;
         STREAM_BROKEN: the stream ended without an end message;
-        TOO_MANY_ANALYSES (RESOURCE_EXHAUSTED): the server is busy, try again.
+        TOO_MANY_ANALYSES (RESOURCE_EXHAUSTED): the server is busy, try again; some room is kept for priority 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
