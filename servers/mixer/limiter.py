@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
-from servers.mixer.truepeak import REACH, TAPS, between
+from servers.media.truepeak import REACH, TAPS, between
 
 Samples = NDArray[np.float32]
 

@@ -10,10 +10,10 @@ import numpy as np
 from contrafact.engine.v1 import mixer_pb2
 from numpy.typing import NDArray
 
+from servers.media.loudness import LoudnessMeter, hop_frames
+from servers.media.truepeak import TruePeakMeter
 from servers.mixer.limiter import Limiter
-from servers.mixer.loudness import LoudnessMeter, hop_frames
 from servers.mixer.matching import LOOK_AHEAD_HOPS, LoudnessMatch
-from servers.mixer.truepeak import TruePeakMeter
 
 Samples = NDArray[np.float32]
 

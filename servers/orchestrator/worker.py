@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 from contextlib import AsyncExitStack
 
+from servers.analyzer.version import ANALYZER
 from servers.inference.conversion import Converter
 from servers.inference.keeper import ModelKeeper
 from servers.inference.separation import Separator
 from servers.inference.triton import Triton
 from servers.inference.voices import VoiceModel
+from servers.orchestrator.analyses.partial import PartialAnalyses
+from servers.orchestrator.analyses.store import AnalysisStore
+from servers.orchestrator.engines.analyzer import Analyzer
 from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.jobs.chores import Chores
 from servers.orchestrator.jobs.events import JobEvents
@@ -22,11 +26,14 @@ from servers.orchestrator.jobs.reconcile import chores
 from servers.orchestrator.jobs.runner import Pipeline, Runner
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.jobs.webhooks import WebhookDeliverer
+from servers.orchestrator.pipelines.analyze import AnalyzePipeline
 from servers.orchestrator.pipelines.cover import CoverPipeline
 from servers.orchestrator.pipelines.cover_stream import Engines
+from servers.orchestrator.pipelines.importing import ImportPipeline
 from servers.orchestrator.pipelines.recordings import Recordings
 from servers.orchestrator.pipelines.separate import SeparatePipeline
 from servers.orchestrator.pipelines.stems import Stems
+from servers.orchestrator.scans.feeder import chores as scan_chores
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.reconcile import VoiceReconciler
 from servers.orchestrator.voices.store import VoiceStore
@@ -63,6 +70,7 @@ async def work(config: Settings) -> None:
         voice_store, reports = VoiceStore(pool), PoolReports(redis, voice_model)
         await stack.enter_async_context(VoiceReconciler(pool, objects, voice_store, voice_model, reports, config))
         mixer = await stack.enter_async_context(Mixer(config))
+        analyzer = await stack.enter_async_context(Analyzer(config))
         separator, converter = Separator(triton, keeper, config), Converter(triton, voice_keeper, config)
         recordings, stems = Recordings(pool, objects, config), Stems(pool, objects)
         pipelines: dict[str, Pipeline] = {
@@ -78,9 +86,15 @@ async def work(config: Settings) -> None:
                 voice_model,
                 voice_store,
             ),
+            "ANALYZE": AnalyzePipeline(pool, recordings, AnalysisStore(pool), PartialAnalyses(redis), analyzer),
+            "IMPORT": ImportPipeline(pool, objects, config),
         }
-        await stack.enter_async_context(Load(pool, config, export=True))
-        await stack.enter_async_context(Chores(pool, chores(Stores(pool, objects, config), store, queue)))
+        load = await stack.enter_async_context(Load(pool, config, export=True))
+        work = [
+            *chores(Stores(pool, objects, config), store, queue),
+            *scan_chores(pool, objects, store, queue, load, config, ANALYZER),
+        ]
+        await stack.enter_async_context(Chores(pool, work))
         runner = Runner(pipelines, store, events, queue, config)
         ready = asyncio.Event()
         tasks = [

@@ -18,13 +18,14 @@ from servers.platform.interceptors import CallInterceptor
 from servers.platform.settings import MIB, Settings
 
 MAX_MESSAGE_BYTES = 4 * MIB
+MAX_ANSWER_BYTES = 16 * MIB  # all that is known of twelve hours of music is 12 MB
 KEEPALIVE_SECONDS = 30
 MAX_RPCS = 2000  # streams included; one more is refused with RESOURCE_EXHAUSTED
 TIDY_SECONDS = 3.0
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
     ("grpc.keepalive_timeout_ms", 10_000),

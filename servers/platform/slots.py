@@ -35,17 +35,18 @@ class Slots:
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {INTERACTIVE: deque(), BACKGROUND: deque()}
 
     @asynccontextmanager
-    async def hold(self, priority: int) -> AsyncIterator[None]:
-        """Wait for a slot and hold it; ``priority``: INTERACTIVE or BACKGROUND."""
-        await self._take(priority)
+    async def hold(self, priority: int, *, first: bool = False) -> AsyncIterator[None]:
+        """Wait for a slot and hold it; ``priority``: INTERACTIVE or BACKGROUND; ``first``: before others that wait."""
+        await self._take(priority, first)
         try:
             yield
         finally:
             self._give_back(priority)
 
-    async def _take(self, priority: int) -> None:
+    async def _take(self, priority: int, first: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[priority].append(turn)
+        waiting = self._waiting[priority]
+        waiting.insert(0 if first else len(waiting), turn)
         self._admit()
         try:
             await turn

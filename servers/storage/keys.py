@@ -12,7 +12,7 @@ Objects (S3):
 ``voices/{voice}/{sha256}.pth``                         a voice's weights
 ``voices/{voice}/{sha256}.index``                       its retrieval index
 ``voices/{voice}/sample``                               its sample
-``imports/…``                                           files to import voices from; only ever read
+``imports/…``                                           files to import voices and tracks from; only ever read
 =====================================================  ====================================================
 
 Redis holds no only copy of anything:
@@ -22,7 +22,10 @@ Redis holds no only copy of anything:
 ``{Kind}Ready:{track}``                                 channel: a job of this kind, whose name is the message, has
                                                         succeeded (``SeparateReady:…``, ``CoverReady:…``,
                                                         ``AnalysisReady:…``)
-``analysis:{track}``                                    an analysis that was read lately (protobuf ``Analysis``)
+``analysis:{track}``                                    an analysis that was read lately: the track's owner, a NUL and
+                                                        protobuf ``Analysis``; empty: the track is being deleted
+``analyzing:{sha256}:{analyzer}``                       stream of what is known of a recording that is being analysed
+                                                        (protobuf ``Features``); removed once all of it is stored
 ``streaq:contrafact:*``                                 the queue; see ``orchestrator.jobs.queue``
 ``voices:pool``                                         the voice pool's last report (JSON), for some seconds
 ``voices:pool:counted``                                 process and counters of the pool that metrics include
@@ -95,6 +98,11 @@ def ready_channel(kind: str, track: UUID) -> str:
 def analysis(track: UUID) -> str:
     """The cached analysis of a track."""
     return f"analysis:{track}"
+
+
+def partial_analysis(sha256: str, analyzer: str) -> str:
+    """What is known of a recording that this version of the analyzer is analysing."""
+    return f"analyzing:{sha256}:{analyzer}"
 
 
 VOICES_PREFIX = "voices/"

@@ -218,6 +218,14 @@ class ObjectStore:
         while page := await self._run(_page, found):
             yield page
 
+    async def page(self, prefix: str, after: str) -> list[StoredObject]:
+        """Some objects below ``prefix``: those that listings show after the object ``after`` ("": from the beginning).
+
+        None: there are no more. If ``after`` was deleted since, some may come again.
+        """
+        found = self._client.list_objects(self._bucket, prefix=prefix, recursive=True, start_after=after or None)
+        return await self._run(_page, found)
+
     async def half_transfers(self) -> AsyncIterator[list[multipart.HalfTransfer]]:
         """Multipart uploads that have not been completed, some at a time."""
         query: dict[str, str] | None = {"uploads": "", "max-uploads": str(_PAGE), "encoding-type": "url"}

@@ -1,8 +1,8 @@
 """Short pieces of made-up music, as many as wanted: deterministic, varied, and confusable on purpose.
 
-A *family* is a band with a habit: its instruments, drum pattern, tempo, scale, mix and room. The pieces of a family share
-all that and differ in the music: key, chords, melody, fills. Pieces of one family are as near as two songs of one
-album; telling them apart takes harmony and melody, not only sound.
+A *family* is a band with a habit: its instruments, drum pattern, tempo, scale, mix and room. The pieces of a family
+share all that and differ in the music: key, chords, melody, fills. They are as near as two songs of one album: telling
+them apart takes harmony and melody, not only sound.
 """
 
 from __future__ import annotations

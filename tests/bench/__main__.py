@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import cover, jobs, memory, parity, pool, priority, rvc, scale, soak, speed
+from tests.bench import cover, jobs, memory, parity, pool, priority, rvc, scale, search, soak, speed
 
 ALL = {
     "parity": parity.measure,
@@ -18,6 +18,7 @@ ALL = {
     "jobs": jobs.measure,
     "priority": priority.measure,
     "scale": scale.measure,
+    "search": search.measure,
     "soak": soak.measure,
 }
 

@@ -20,13 +20,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from servers.local import Stack
+from servers.local.contrafact import ENGINES
 from servers.local.process import Child
 from tests.fault.proxy import Network, Proxy
 
 MODELS = ("htdemucs", "rvc")
-PROCESSES = ("worker", "api", "triton", *MODELS, "mixer", "valkey", "postgres", "s3")
-STOPPED = ("worker", "valkey", "s3", "mixer", "api")
-PROXIED = ("valkey", "s3", "postgres", "triton", "mixer")
+PROCESSES = ("worker", "api", "triton", *MODELS, *ENGINES, "valkey", "postgres", "s3")
+STOPPED = ("worker", "valkey", "s3", *ENGINES, "api")
+PROXIED = ("valkey", "s3", "postgres", "triton", *ENGINES)
 TROUBLES = ("cut", "refuse", "slow", "throttle", "stall")
 _AWAY_SECONDS = 120.0
 

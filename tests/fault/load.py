@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
-from contrafact import Client, ContrafactError, JobCancelled, JobFailed, Retry
+from contrafact import Client, ContrafactError, FailedPrecondition, JobCancelled, JobFailed, Retry
 from contrafact.v1 import audio_pb2, job_pb2, track_pb2
 from contrafact.v1.artifact_pb2 import Artifact
 from numpy.typing import NDArray
@@ -168,6 +168,7 @@ class Load:
                 self._see_through(ask, manner, Random(seed), folder / str(number))
                 for number, (ask, manner, seed) in enumerate(zip(jobs, manners, seeds, strict=True))
             ),
+            *([self._analyze(recording)] if random.random() < 0.25 else ()),
             return_exceptions=True,
         )
         for result in results:
@@ -229,6 +230,21 @@ class Load:
                 return
             assert job.state == job_pb2.JOB_STATE_SUCCEEDED, f"{asked.name}: {job.error}"
             return await self._check(asked, job, live, folder)
+
+    async def _analyze(self, recording: Recording) -> None:
+        """Have a recording analysed, and see that it is this one's analysis."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                try:
+                    analysis = await self._insist(lambda: self._client.analyze(recording.track))
+                    break
+                except FailedPrecondition as error:
+                    reason = error.metadata.get("job_reason")
+                    assert reason in RETRYABLE, f"an analysis failed: {error}"
+                    self.failed.append((time.time(), f"an analysis: {reason}: {error}"))
+        peak, measured = float(np.abs(recording.samples).max()), analysis.features.quality.sample_peak
+        assert abs(peak - measured) < 1e-4, f"the analysis of a recording with a peak of {peak} says {measured}"
+        assert len(analysis.features.embedding.values) == 512, f"no embedding: {analysis.features.unknown}"
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of a call, made again while the servers cannot be reached."""

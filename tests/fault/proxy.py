@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from servers.local.contrafact import ENGINES
+
 _CHUNK_BYTES = 64 * 1024
 _CONNECT_SECONDS = 5.0
 
@@ -120,7 +122,7 @@ class Network:
     """A proxy in front of every server that ours call, by the server's name."""
 
     def __init__(self) -> None:
-        self.proxies = {name: Proxy() for name in ("valkey", "s3", "postgres", "triton", "mixer")}
+        self.proxies = {name: Proxy() for name in ("valkey", "s3", "postgres", "triton", *ENGINES)}
 
     async def start(self) -> None:
         """Listen."""
@@ -143,7 +145,7 @@ class Network:
         self.proxies["valkey"].target = "127.0.0.1", valkey.port
         self.proxies["s3"].target = "127.0.0.1", s3.port
         self.proxies["postgres"].target = Path(parse_qs(database.query)["host"][0]) / ".s.PGSQL.5432"
-        for name in ("triton", "mixer"):
+        for name in ("triton", *ENGINES):
             host, _, number = environment[f"CONTRAFACT_{name.upper()}_URL"].rpartition(":")
             self.proxies[name].target = host, int(number)
         return {
@@ -153,5 +155,5 @@ class Network:
                 f"postgresql://{database.username}@127.0.0.1:{port['postgres']}{database.path}"
             ),
             "CONTRAFACT_TRITON_URL": f"127.0.0.1:{port['triton']}",
-            "CONTRAFACT_MIXER_URL": f"127.0.0.1:{port['mixer']}",
+            **{f"CONTRAFACT_{name.upper()}_URL": f"127.0.0.1:{port[name]}" for name in ENGINES},
         }

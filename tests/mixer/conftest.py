@@ -2,66 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
-import psutil
 import pytest
 
-from servers.local.health import serving
-from servers.local.ports import free_port
-from servers.local.process import Child, Command
-from servers.platform.settings import Settings
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.engine_process import EngineProcess
 
 
-class MixerProcess:
+class MixerProcess(EngineProcess):
     """A running ``python -m servers.mixer``."""
 
-    def __init__(self, logs: Path) -> None:
-        port, metrics_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{port}"
-        self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-            "CONTRAFACT_MIXER_PORT": str(port),
-            "CONTRAFACT_METRICS_PORT": str(metrics_port),
-            "CONTRAFACT_LOG_LEVEL": "debug",
-            "CONTRAFACT_DRAIN_SECONDS": "1",
-        }
-
-        async def ready() -> bool:
-            return await serving(self.address)
-
-        arguments = [sys.executable, "-m", "servers.mixer"]
-        self.child = Child(Command("mixer", arguments, environment, ready=ready), logs)
-
-    @property
-    def settings(self) -> Settings:
-        """Settings by which a client finds it."""
-        return Settings(mixer_url=self.address)
-
-    def resident_bytes(self) -> int:
-        return int(psutil.Process(self.child.pid).memory_info().rss)
-
-    def active(self) -> float:
-        """Mixes that it has begun and not ended, after its metrics."""
-        with urllib.request.urlopen(self._metrics_url, timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("contrafact_rpcs_active{"))
-
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of its log, each of which must be a JSON object."""
-        return [json.loads(line) for line in self.child.log.read_text().splitlines()]
+    name = "mixer"
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,14 @@
-"""Signals, specs and whole mixes to test with."""
+"""Specs and whole mixes to test with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from contrafact.engine.v1 import mixer_pb2
-from numpy.typing import NDArray
 
 from servers.mixer.mixing import Mixing
-
-Samples = NDArray[np.float32]
-RATE = 44_100
-
-
-def sine(hertz: float, seconds: float, level_db: float, *, rate: int = RATE, phase: float = 0.0) -> Samples:
-    """The same sine on both channels, its peak at ``level_db``."""
-    time = np.arange(round(seconds * rate)) / rate
-    wave = 10 ** (level_db / 20) * np.sin(2 * np.pi * hertz * time + phase)
-    return np.stack([wave, wave]).astype(np.float32)
-
-
-def noise(seconds: float, level_db: float, *, seed: int, rate: int = RATE, channels: int = 2) -> Samples:
-    """White noise with a standard deviation of ``level_db``."""
-    values = np.random.default_rng(seed).standard_normal((channels, round(seconds * rate)))
-    return (10 ** (level_db / 20) * values).astype(np.float32)
+from tests.media.signals import RATE, Samples, in_cuts
 
 
 def spec_of(*inputs: mixer_pb2.MixInput, frames: int, rate: int = RATE, channels: int = 2) -> mixer_pb2.MixSpec:
@@ -34,12 +17,6 @@ def spec_of(*inputs: mixer_pb2.MixInput, frames: int, rate: int = RATE, channels
     for name, asked in zip("abcdefghijklmnop", spec.inputs, strict=False):
         asked.name = asked.name or name
     return spec
-
-
-def in_cuts(samples: Samples, cuts: Iterable[int]) -> list[Samples]:
-    """``samples`` in pieces that end at ``cuts`` and at the end."""
-    edges = [0, *sorted({cut for cut in cuts if 0 < cut < samples.shape[1]}), samples.shape[1]]
-    return [samples[:, begin:end] for begin, end in pairwise(edges)]
 
 
 def whole_mix(

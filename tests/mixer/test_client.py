@@ -18,8 +18,9 @@ from servers.local.ports import free_port
 from servers.media.blocks import Block
 from servers.orchestrator.engines.mixer import Mixer, MixerError
 from servers.platform.settings import Settings
+from tests.media.signals import RATE, Samples, noise, sine
 from tests.mixer.conftest import MixerProcess
-from tests.mixer.signals import RATE, Samples, noise, sine, spec_of, whole_mix
+from tests.mixer.signals import spec_of, whole_mix
 from tests.mixer.test_server import eventually
 
 SILENCE = np.zeros((2, RATE), np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soxr
 
+from servers.media.truepeak import TruePeakMeter
 from servers.mixer.limiter import Limiter
-from servers.mixer.truepeak import TruePeakMeter
-from tests.mixer.signals import RATE, Samples, in_cuts, noise, sine
+from tests.media.signals import RATE, Samples, in_cuts, noise, sine
 
 FRAMES = 2 * RATE
 TIME = np.arange(FRAMES)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servers.mixer.mixing import MAX_SAMPLE, Mixing, Refused
-from tests.mixer.signals import RATE, Samples, noise, sine, spec_of, whole_mix
+from tests.media.signals import RATE, Samples, noise, sine
+from tests.mixer.signals import spec_of, whole_mix
 
 
 def test_one_input_passes_unchanged() -> None:

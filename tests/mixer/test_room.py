@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
@@ -16,8 +15,9 @@ from servers.media.blocks import Block
 from servers.mixer.server import MAX_MIXES
 from servers.orchestrator.engines.mixer import Mixer, MixerError
 from servers.platform.settings import Settings
+from tests.media.signals import RATE, noise
 from tests.mixer.conftest import MixerProcess
-from tests.mixer.signals import RATE, noise, spec_of
+from tests.mixer.signals import spec_of
 from tests.mixer.test_client import blocks, collected, endless, stuck
 from tests.mixer.test_server import eventually
 
@@ -38,18 +38,6 @@ async def under_way(client: Mixer) -> AsyncIterator[None]:
         yield
 
 
-def refusals(mixer: MixerProcess) -> float:
-    """How many calls the mixer has refused for want of room."""
-    url = mixer._metrics_url
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(
-        float(line.split()[-1])
-        for line in lines
-        if line.startswith("contrafact_rpcs_total{") and 'code="RESOURCE_EXHAUSTED"' in line
-    )
-
-
 @asynccontextmanager
 async def full(mixer: MixerProcess) -> AsyncIterator[AsyncExitStack]:
     """The mixer has no room until something that is on the stack is closed."""
@@ -65,10 +53,10 @@ async def full(mixer: MixerProcess) -> AsyncIterator[AsyncExitStack]:
 
 
 async def test_a_mix_waits_until_a_full_mixer_has_room(mixer: MixerProcess) -> None:
-    before, samples = refusals(mixer), noise(1, -12, seed=1)
+    before, samples = mixer.refusals(), noise(1, -12, seed=1)
     async with full(mixer) as others, Mixer(mixer.settings) as client:
         mixing = asyncio.create_task(collected(client.mix(ONE, {"a": blocks(samples, [1000])})))
-        assert await eventually(lambda: refusals(mixer) >= before + 2)
+        assert await eventually(lambda: mixer.refusals() >= before + 2)
         assert not mixing.done()
         await others.aclose()
         np.testing.assert_array_equal((await mixing)[0], samples)  # nothing is lost of an input that had been begun

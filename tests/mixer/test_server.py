@@ -18,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
+from tests.media.signals import RATE, Samples, noise, sine
 from tests.mixer.conftest import MixerProcess
-from tests.mixer.signals import RATE, Samples, noise, sine, spec_of, whole_mix
+from tests.mixer.signals import spec_of, whole_mix
 
 Code = grpc.StatusCode
 END = MixRequest(end=mixer_pb2.MixEnd())

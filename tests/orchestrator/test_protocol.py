@@ -49,7 +49,8 @@ from tests.orchestrator.test_hostile_uploads import Outcome, Stranger, chunk, en
 Code = grpc.StatusCode
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = {
-    f"contrafact.v1.{name}Service" for name in ("Track", "Stem", "Job", "Voice", "VoicePool", "Cover", "Conversion")
+    f"contrafact.v1.{name}Service"
+    for name in ("Track", "Stem", "Job", "Voice", "VoicePool", "Cover", "Conversion", "Analysis", "Search")
 }
 NOBODY = f"tracks/{uuid.UUID(int=0)}"
 ROOT = Path(__file__).resolve().parents[2]

@@ -147,6 +147,20 @@ async def test_of_one_slot_the_next_turn_is_a_persons() -> None:
     assert order == ["running", "person 1", "person 2", "scan 1", "scan 2"]
 
 
+async def test_who_goes_first_passes_its_own_kind_only() -> None:
+    slots, order = Slots("test", 1), []
+
+    async def use(name: str, priority: int, first: bool = False) -> None:
+        async with slots.hold(priority, first=first):
+            order.append(name)
+            await ticks(2)
+
+    await asyncio.gather(
+        use("running", 1), use("scan", 2), use("first of the scans", 2, True), use("person", 1), use("child", 1, True)
+    )
+    assert order == ["running", "child", "person", "first of the scans", "scan"]
+
+
 def test_there_must_be_a_slot() -> None:
     with pytest.raises(ValueError, match="must be a slot"):
         Slots("test", 0)

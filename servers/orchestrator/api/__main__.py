@@ -8,12 +8,16 @@ from contextlib import AsyncExitStack
 from types import ModuleType
 
 from contrafact.v1 import (
+    analysis_pb2,
+    analysis_pb2_grpc,
     conversion_pb2,
     conversion_pb2_grpc,
     cover_pb2,
     cover_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
     stem_pb2,
     stem_pb2_grpc,
     track_pb2,
@@ -28,16 +32,22 @@ from servers.inference.conversion import Converter
 from servers.inference.keeper import PROBE_TIMEOUT, ModelKeeper
 from servers.inference.triton import Triton, TritonError
 from servers.inference.voices import VoiceModel
+from servers.orchestrator.analyses.cache import AnalysisCache
+from servers.orchestrator.analyses.partial import PartialAnalyses
+from servers.orchestrator.analyses.store import AnalysisStore
+from servers.orchestrator.api.analysis import AnalysisService
 from servers.orchestrator.api.conversion import ConversionService
 from servers.orchestrator.api.covers import CoverService
 from servers.orchestrator.api.creation import JobCreator
 from servers.orchestrator.api.jobs import JobService
 from servers.orchestrator.api.marks import MarkedStems
+from servers.orchestrator.api.search import SearchService
 from servers.orchestrator.api.stems import StemService
 from servers.orchestrator.api.tracks import TrackService
 from servers.orchestrator.api.uploads import Uploads
 from servers.orchestrator.api.voice_pool import VoicePoolService
 from servers.orchestrator.api.voices import VoiceService
+from servers.orchestrator.engines.analyzer import Analyzer
 from servers.orchestrator.jobs.events import JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.hub import EventHub
@@ -45,6 +55,7 @@ from servers.orchestrator.jobs.load import Load
 from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.jobs.views import JobViews
+from servers.orchestrator.scans.store import ScanStore
 from servers.orchestrator.voices.importing import Importer
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
@@ -83,7 +94,8 @@ async def serve(config: Settings) -> None:
         hub = await stack.enter_async_context(EventHub(events, views))
         creator = JobCreator(store, views, queue, load, config)
         marked = MarkedStems(pool, creator, config)
-        tracks = TrackService(pool, objects, store, Uploads(pool, objects, config), marked)
+        cache = await stack.enter_async_context(AnalysisCache(redis, config))
+        tracks = TrackService(pool, objects, store, Uploads(pool, objects, config), marked, cache)
         jobs = JobService(store, views, events, hub)
         # Workers keep the model loaded; a live voice that fails may have it loaded again from here, too.
         voice_keeper = ModelKeeper(triton, config.voice_model, config)
@@ -97,6 +109,9 @@ async def serve(config: Settings) -> None:
         conversion = ConversionService(
             voice_store, reports, voice_model, Converter(triton, voice_keeper, config), config
         )
+        partial, scans = PartialAnalyses(redis), ScanStore(pool, store)
+        analyses = AnalysisService(pool, store, views, creator, hub, AnalysisStore(pool), partial, cache, scans)
+        analyzer = await stack.enter_async_context(Analyzer(config))
         services = [
             _service("TrackService", track_pb2, track_pb2_grpc, tracks),
             _service("StemService", stem_pb2, stem_pb2_grpc, stems),
@@ -105,6 +120,8 @@ async def serve(config: Settings) -> None:
             _service("VoicePoolService", voice_pool_pb2, voice_pool_pb2_grpc, voice_pool),
             _service("CoverService", cover_pb2, cover_pb2_grpc, covers),
             _service("ConversionService", conversion_pb2, conversion_pb2_grpc, conversion),
+            _service("AnalysisService", analysis_pb2, analysis_pb2_grpc, analyses),
+            _service("SearchService", search_pb2, search_pb2_grpc, SearchService(pool, config, analyzer)),
         ]
         server = Server(config, services, OUTAGES)
         port = await server.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 from contrafact.v1 import job_pb2, track_pb2, track_pb2_grpc
 
+from servers.orchestrator.analyses.cache import AnalysisCache
 from servers.orchestrator.api import marks
 from servers.orchestrator.api.covers import find_cover
 from servers.orchestrator.api.resources import (
@@ -21,12 +22,13 @@ from servers.orchestrator.api.resources import (
     track,
     write_token,
 )
-from servers.orchestrator.api.uploads import Uploads, clean_name, url_key
+from servers.orchestrator.api.uploads import Uploads, url_key
 from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.search.index import index_track
+from servers.orchestrator.tracks.register import clean_name
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
@@ -43,13 +45,20 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
     """Uploads, look-ups, downloads and deletions of tracks."""
 
     def __init__(
-        self, pool: Pool, objects: ObjectStore, jobs: JobStore, uploads: Uploads, stems: marks.MarkedStems
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        jobs: JobStore,
+        uploads: Uploads,
+        stems: marks.MarkedStems,
+        analyses: AnalysisCache,
     ) -> None:
         self._pool = pool
         self._objects = objects
         self._jobs = jobs
         self._uploads = uploads
         self._stems = stems
+        self._analyses = analyses
 
     async def UploadTrack(
         self, request_iterator: AsyncIterator[track_pb2.UploadTrackRequest], context: Context
@@ -160,6 +169,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
         return track_pb2.DeleteTrackResponse()
 
     async def _delete(self, row: Row) -> None:
+        await self._analyses.forget(row["id"])
         # Against an upload of the same bytes, which would find the recording and not store it, and against a
         # job that stores stems of it.
         async with exclusive(self._pool, row["sha256"]) as connection:

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
-import re
 import tempfile
-import unicodedata
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -24,24 +20,29 @@ from contrafact.v1 import audio_pb2, track_pb2
 
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
-from servers.media.sniff import sniff
 from servers.orchestrator.api.resources import TRACK_COLUMNS
 from servers.orchestrator.api.upload_writer import UploadWriter
 from servers.orchestrator.pacing import paced
+from servers.orchestrator.tracks.register import (
+    HEAD_BYTES,
+    PROBE_SECONDS,
+    NewTrack,
+    Registrar,
+    check_head,
+    clean_name,
+)
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid, not_found, precondition
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end
 from servers.storage import keys
-from servers.storage.database import Connection, Pool, Row, exclusive
+from servers.storage.database import Connection, Pool, Row
 from servers.storage.objects import ObjectMissing, ObjectStore
 
 MAX_UPLOADS = 64  # streams at once, each holding up to a piece and a chunk in memory
 MAX_PROBES = 2
 MAX_FLUSHES = 4  # pieces being stored at once, each with a connection to the database
-PROBE_SECONDS = 600.0
 PROBE_WAIT_SECONDS = 120.0
-HEAD_BYTES = 128 * 1024  # enough to tell what is no audio at all
 
 # Refusals after which no other bytes could make the upload right.
 _HOPELESS = {"TRACK_TOO_LARGE", "SIZE_MISMATCH", "NOT_AUDIO", "UNSUPPORTED_CONTAINER"}
@@ -53,6 +54,7 @@ class Uploads:
     def __init__(self, pool: Pool, objects: ObjectStore, settings: Settings) -> None:
         self._pool = pool
         self._objects = objects
+        self._registrar = Registrar(pool, objects)
         self._settings = settings
         self._active = 0
         self._probes = asyncio.Semaphore(MAX_PROBES)
@@ -191,14 +193,10 @@ class Uploads:
             raise invalid("SIZE_MISMATCH", f"more bytes than the {upload['size_bytes']} announced", "spec.size_bytes")
 
     def _check_head(self, head: bytes) -> None:
-        """Refuse what plainly is no audio before the rest of it is sent."""
-        if head.startswith(b"ID3"):  # a tag, perhaps with pictures, may be longer than this
-            return
         try:
-            sniff(io.BytesIO(head), self._settings.max_upload_bytes)
+            check_head(head, self._settings.max_upload_bytes)
         except MediaError as error:
-            if error.reason in _HOPELESS:
-                raise invalid(error.reason, str(error)) from error
+            raise invalid(error.reason, str(error)) from error
 
     def _too_large(self, field: str) -> ApiError:
         limit = self._settings.max_upload_bytes
@@ -243,11 +241,10 @@ class Uploads:
                     raise invalid("EMPTY_FILE", "the upload has no bytes")
                 if upload["sha256"] and upload["sha256"] != sha256:
                     raise invalid("CHECKSUM_MISMATCH", "the bytes do not have the announced sha256", "spec.sha256")
-                facts = None
-                if not await self._pool.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256):
-                    facts = await self._probe(path)
+                new = NewTrack(upload["owner"], upload["display_name"], path, sha256, size, self._probe)
+                facts = await self._registrar.examine(new)
                 # To the end: a client that goes away now must not leave an object that nobody knows.
-                track, existed = await to_the_end(self._store(upload, sha256, size, path, facts))
+                track, existed = await to_the_end(self._store(upload, new, facts))
         except (ApiError, ObjectMissing) as error:
             # The same upload may have been completed, and its pieces removed, by a call that went before.
             stored = await self._pool.fetchrow("SELECT * FROM uploads WHERE id = $1", upload["id"])
@@ -293,38 +290,21 @@ class Uploads:
         finally:
             self._probes.release()
 
-    async def _store(
-        self, upload: Row, sha256: str, size: int, path: Path, facts: TrackFacts | None
-    ) -> tuple[Row, bool]:
-        # Against another upload, or the deletion, of the same bytes.
-        async with exclusive(self._pool, sha256) as connection:
-            new = not await connection.fetchval("SELECT 1 FROM recordings WHERE sha256 = $1", sha256)
-            if new:
-                facts = facts or await self._probe(path)  # deleted since we looked
-                key = keys.track_source(sha256, facts.extension)
-                await self._objects.put_file(key, path, "application/octet-stream")
-            async with connection.transaction():
-                if new and facts:
-                    await _insert_recording(connection, sha256, size, facts)
-                created = await connection.fetchval(
-                    """INSERT INTO tracks (id, owner, display_name, sha256) VALUES ($1, $2, $3, $4)
-                       ON CONFLICT (owner, sha256) DO NOTHING RETURNING id""",
-                    uuid4(),
-                    upload["owner"],
-                    upload["display_name"],
-                    sha256,
-                )
-                track = await connection.fetchrow(
-                    f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
-                        WHERE t.owner = $1 AND t.sha256 = $2""",
-                    upload["owner"],
-                    sha256,
-                )
-                assert track is not None
-                await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track["id"])
-                await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
+    async def _store(self, upload: Row, new: NewTrack, facts: TrackFacts | None) -> tuple[Row, bool]:
+        track: Row | None = None
+
+        async def complete(connection: Connection, track_id: UUID) -> None:
+            nonlocal track
+            track = await connection.fetchrow(
+                f"SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256) WHERE t.id = $1", track_id
+            )
+            await connection.execute("UPDATE uploads SET track_id = $2 WHERE id = $1", upload["id"], track_id)
+            await connection.execute("DELETE FROM upload_pieces WHERE upload_id = $1", upload["id"])
+
+        _, existed = await self._registrar.register(new, facts, complete)
         await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
-        return track, created is None
+        assert track is not None
+        return track, existed
 
     async def discard(self, upload: Row) -> None:
         """Forget an upload and remove what it stored."""
@@ -332,35 +312,6 @@ class Uploads:
         await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
 
 
-async def _insert_recording(connection: Connection, sha256: str, size: int, facts: TrackFacts) -> None:
-    await connection.execute(
-        """INSERT INTO recordings (sha256, size_bytes, object_key, container, codec, sample_rate, channels,
-                                   frames, bit_depth, mean, std, peak)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)""",
-        sha256,
-        size,
-        keys.track_source(sha256, facts.extension),
-        facts.container,
-        facts.codec,
-        facts.sample_rate,
-        facts.channels,
-        facts.frames,
-        facts.bit_depth,
-        facts.mean,
-        facts.std,
-        facts.peak,
-    )
-
-
 def url_key(upload: Row) -> str:
     """Where an upload by HTTP puts its bytes."""
     return keys.upload_piece(upload["id"], 0)
-
-
-def clean_name(name: str) -> str:
-    """A display name without folders, control characters and direction tricks; never empty."""
-    base = re.split(r"[/\\]", name.strip())[-1]
-    with suppress(UnicodeError):
-        base = unicodedata.normalize("NFC", base)
-    base = "".join(character for character in base if unicodedata.category(character)[0] != "C").strip()
-    return base if base.strip(".") else "untitled"

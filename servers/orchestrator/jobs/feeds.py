@@ -49,6 +49,7 @@ class Feed:
         self.life = 0  # counts the streams: a Redis that lost everything begins another
         self.results = 0  # events that were more than progress
         self.changes = 0  # of them, changes of state
+        self.fraction = 0.0  # of the work that is done
         self.opened = False
         self.opening, self.looking = asyncio.Lock(), asyncio.Lock()
         self._events: deque[job_pb2.JobEvent] = deque()
@@ -79,7 +80,10 @@ class Feed:
             if age(event.cursor) <= age(self.cursor) or self.final is not None:
                 continue
             self.cursor = event.cursor
+            if event.HasField("progress"):
+                self.fraction = event.progress.fraction
             if event.HasField("job"):
+                self.fraction = event.job.fraction
                 self.changes += 1
                 if is_final(event.job):
                     self.final = event
@@ -94,6 +98,8 @@ class Feed:
     def look(self, seen: Seen | None, now: float, *, tell: bool) -> None:
         """This is the job (None: there is none) since ``now``; ``tell`` watchers, too."""
         self.seen, self.seen_at = seen, now
+        if seen is not None and tell:
+            self.fraction = max(self.fraction, seen.job.fraction)
         if seen is not None and is_final(seen.job) and self.final is None:
             self.final = told(seen.job, self.cursor)
         self.looks += tell

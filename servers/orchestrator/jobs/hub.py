@@ -25,21 +25,35 @@ _BLOCK_MS = 200  # also how soon a newly watched job joins the reader
 
 
 class Listener:
-    """Waits for what can be listened to of one job."""
+    """Waits for what can be listened to of one job, or for ``progress``, too."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, *, progress: bool) -> None:
         self._feed = feed
-        self._heard = (feed.results, feed.final is None)
+        self._progress = progress
+        self._heard = self._standing()
+
+    @property
+    def fraction(self) -> float:
+        """How much of the work is done, 0 to 1, as far as was heard."""
+        return self._feed.fraction
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has ended, or is not there."""
+        return self._feed.final is not None or (self._feed.seen is None and self._feed.looks > 0)
 
     async def wait(self, timeout: float) -> None:
         """Wait for pieces, results or changes of state since the last call, at most ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while self._heard == (self._feed.results, self._feed.final is None):
+                while self._heard == self._standing():
                     await self._feed.changed()
         except TimeoutError:
             return
-        self._heard = (self._feed.results, self._feed.final is None)
+        self._heard = self._standing()
+
+    def _standing(self) -> tuple[int, bool]:
+        return self._feed.end if self._progress else self._feed.results, self._feed.final is None
 
 
 class EventHub(Background):
@@ -64,10 +78,10 @@ class EventHub(Background):
                 del self._feeds[job_id]
 
     @asynccontextmanager
-    async def listen(self, job_id: UUID) -> AsyncIterator[Listener]:
-        """Hear of what happens to a job for as long as the context lasts."""
+    async def listen(self, job_id: UUID, *, progress: bool = False) -> AsyncIterator[Listener]:
+        """Hear of what happens to a job, or of its ``progress``, too, for as long as the context lasts."""
         async with self._feed(job_id) as feed:
-            yield Listener(feed)
+            yield Listener(feed, progress=progress)
 
     async def watch(self, job_id: UUID, owner: str, cursor: str) -> AsyncGenerator[job_pb2.JobEvent, None]:
         """The events of a job after a cursor, until its end.

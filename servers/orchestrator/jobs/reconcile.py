@@ -12,7 +12,7 @@ from servers.orchestrator.jobs.findings import CleanUp, Stores
 from servers.orchestrator.jobs.leftovers import half_transfers, live_pieces, stale_uploads
 from servers.orchestrator.jobs.orphans import orphans
 from servers.orchestrator.jobs.queue import WAKING, JobQueue, QueueUnavailable
-from servers.orchestrator.jobs.retention import ended_jobs, idle_stems
+from servers.orchestrator.jobs.retention import ended_jobs, ended_scans, idle_stems
 from servers.orchestrator.jobs.store import JobStore
 from servers.platform import telemetry
 
@@ -25,6 +25,7 @@ CLEAN_UPS: dict[str, CleanUp] = {
     "live_pieces": live_pieces,
     "stale_uploads": stale_uploads,
     "ended_jobs": ended_jobs,
+    "ended_scans": ended_scans,
     "idle_stems": idle_stems,
     "half_transfers": half_transfers,
     "orphans": orphans,

@@ -1,4 +1,4 @@
-"""How long what could be made again, or is only history, is kept: ended jobs, and stems that nobody uses."""
+"""How long what could be made again, or is only history, is kept: ended jobs and scans, and stems nobody uses."""
 
 from __future__ import annotations
 
@@ -52,6 +52,32 @@ async def ended_jobs(stores: Stores, dry_run: bool) -> list[Finding]:
         if len(rows) < PAGE:
             return [finding]
         last = found[-1]
+
+
+async def ended_scans(stores: Stores, dry_run: bool) -> list[Finding]:
+    """Remove scans that ended as long ago as jobs are kept, with their items; the tracks stay."""
+    finding = Finding("scans that ended long ago")
+    kept = dt.timedelta(days=stores.settings.job_retention_days)
+    rows = await stores.pool.fetch(
+        "SELECT id FROM scans WHERE ended_at < now() - $1::interval ORDER BY ended_at LIMIT $2", kept, PAGE
+    )
+    for row in rows:
+        last = 0
+        while not dry_run and last is not None:  # a scan may be large, and no statement should be
+            last = await stores.pool.fetchval(
+                """WITH page AS (SELECT number FROM scan_items WHERE scan_id = $1 AND number > $2
+                                 ORDER BY number LIMIT $3),
+                        gone AS (DELETE FROM scan_items USING page
+                                 WHERE scan_id = $1 AND scan_items.number = page.number)
+                   SELECT max(number) FROM page""",
+                row["id"],
+                last,
+                PAGE,
+            )
+        if not dry_run:
+            await stores.pool.execute("DELETE FROM scans WHERE id = $1", row["id"])
+        finding.add([(f"scans/{row['id']}", 0)], removed=not dry_run)
+    return [finding]
 
 
 async def idle_stems(stores: Stores, dry_run: bool) -> list[Finding]:

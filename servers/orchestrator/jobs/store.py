@@ -18,6 +18,7 @@ import asyncpg
 from servers.storage.database import Connection, Pool, Row
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
+_FIND = "SELECT * FROM jobs WHERE owner = $1 AND request_id = $2"
 _RACES = 3  # lost before a claim is given up: the next ticket tries again
 
 
@@ -34,7 +35,7 @@ class NewJob:
     kind: str
     priority: str
     spec: dict[str, Any]
-    track_id: UUID
+    track_id: UUID | None
     headers: dict[str, str]
     voice_id: UUID | None = None
     lock: str | None = None
@@ -107,11 +108,15 @@ class JobStore:
         self._pool = pool
         self._webhook_urls = list(webhook_urls)
 
-    async def create(self, job: NewJob) -> tuple[Row, bool]:
-        """Insert a job, or find the one that the same request made; say whether it is new."""
+    async def create(self, job: NewJob, connection: Connection | None = None) -> tuple[Row, bool]:
+        """Insert a job, or find the one that the same request made; say whether it is new.
+
+        With a ``connection``, as part of its transaction.
+        """
+        database = connection or self._pool
         # Turns are those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): an owner's jobs come one
         # turn after the other, and whoever had none waiting begins at the turn that is served now.
-        row = await self._pool.fetchrow(
+        row = await database.fetchrow(
             f"""INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id, lock, turn)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
                        greatest(0, {_first_turn("$5")},
@@ -131,13 +136,13 @@ class JobStore:
         )
         if row is not None:
             return row, True
-        row = await self.find(job.owner, job.request_id)
+        row = await database.fetchrow(_FIND, job.owner, job.request_id)
         assert row is not None
         return row, False
 
     async def find(self, owner: str, request_id: UUID) -> Row | None:
         """The job that a request made, if any."""
-        return await self._pool.fetchrow("SELECT * FROM jobs WHERE owner = $1 AND request_id = $2", owner, request_id)
+        return await self._pool.fetchrow(_FIND, owner, request_id)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Row | None:
         """A job, if it exists and belongs to ``owner`` (None: to anyone)."""
@@ -374,16 +379,21 @@ class JobStore:
 
     async def cancel(self, job_id: UUID, owner: str) -> Row | None:
         """Cancel a waiting job, or ask the worker of a running one to; None if there is none."""
-        return await self._pool.fetchrow(
+        rows = await self.cancel_all([job_id], owner, self._pool)
+        return rows[0] if rows else None
+
+    async def cancel_all(self, job_ids: Sequence[UUID], owner: str, database: Pool | Connection) -> list[Row]:
+        """Do as :meth:`cancel` does, for those of the jobs that there are; as part of a connection's transaction."""
+        return await database.fetch(
             _telling(
                 """UPDATE jobs SET
                        cancel_requested = cancel_requested OR state IN ('QUEUED', 'RUNNING'),
                        ended_at = CASE WHEN state = 'QUEUED' THEN now() ELSE ended_at END,
                        state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE state END
-                   WHERE id = $2 AND owner = $3"""
+                   WHERE id = ANY($2) AND owner = $3"""
             ),
             self._webhook_urls,
-            job_id,
+            list(job_ids),
             owner,
         )
 

@@ -11,11 +11,11 @@ from servers.inference.asking import InferenceFailed, InferenceRefused
 from servers.inference.conversion import VoiceUnavailable
 from servers.inference.keeper import ModelUnavailable
 from servers.media.errors import MediaError
-from servers.orchestrator.engines.mixer import MixerError
+from servers.orchestrator.engines.engine import EngineError
 from servers.orchestrator.jobs.runner import JobFailure
 from servers.platform import telemetry
 
-_MIXER_AWAY = (
+_ENGINE_AWAY = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -43,9 +43,10 @@ def told_to_the_caller() -> Iterator[None]:
         telemetry.log().error("voice unavailable", reason=error.reason, error=str(error))
         retryable = error.reason in ("VOICE_LOADING", "VOICE_STORE")
         raise JobFailure("VOICE_UNAVAILABLE", "the voice could not be loaded", retryable=retryable) from error
-    except MixerError as error:
-        if error.status in _MIXER_AWAY:  # it will be back, and the attempt is made again
-            raise ConnectionError(f"the mixer is away: {error.reason or error.status.name}") from error
-        telemetry.log().error("mixing failed", status=error.status.name, reason=error.reason, error=error.message)
+    except EngineError as error:
+        if error.status in _ENGINE_AWAY:  # it will be back, and the attempt is made again
+            raise ConnectionError(f"the {error.engine} is away: {error.reason or error.status.name}") from error
+        telemetry.log().error(f"{error.engine} failed", status=error.status.name, reason=error.reason, error=str(error))
         refused = error.status is grpc.StatusCode.INVALID_ARGUMENT
-        raise JobFailure("MIXER_FAILED", "the mixer failed", retryable=not refused) from error
+        message = f"the {error.engine} failed"
+        raise JobFailure(f"{error.engine.upper()}_FAILED", message, retryable=not refused) from error

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import numpy as np
 from contrafact.v1 import analysis_pb2
-from numpy.typing import NDArray
 
 from servers.orchestrator.search.camelot import position
+from servers.orchestrator.search.vectors import padded
 from servers.storage.database import Connection
-
-DIMENSIONS = 512  # of the column; embeddings of models with fewer values end in zeros
 
 _INDEX = """
 INSERT INTO sounds (track_id, owner, model, embedding, bpm, key, loudness, seconds, added_at)
 SELECT t.id, t.owner, $2, $3::real[]::halfvec(512), $4, $5, $6, r.frames::float8 / r.sample_rate, t.created_at
 FROM tracks t JOIN recordings r USING (sha256) WHERE t.sha256 = $1 AND ($7::uuid IS NULL OR t.id = $7)
 ON CONFLICT (track_id) DO UPDATE SET model = excluded.model, embedding = excluded.embedding, bpm = excluded.bpm,
-    key = excluded.key, loudness = excluded.loudness, seconds = excluded.seconds
+    key = excluded.key, loudness = excluded.loudness
+WHERE (sounds.model, sounds.embedding, sounds.bpm, sounds.key, sounds.loudness)
+    IS DISTINCT FROM (excluded.model, excluded.embedding, excluded.bpm, excluded.key, excluded.loudness)
 """
 
 
@@ -63,20 +62,3 @@ async def _index(connection: Connection, sha256: str, track_id: UUID | None) -> 
         features.loudness.integrated_lufs if features.HasField("loudness") else None,
         track_id,
     )
-
-
-def padded(values: object) -> NDArray[np.float32] | None:
-    """An embedding [n] as what is searched: float32 [512] of norm 1, zeros at its end; None if all of it is zero.
-
-    Raises:
-        ValueError: it has more than 512 values.
-    """
-    given = np.asarray(values, np.float64)
-    if given.size > DIMENSIONS:
-        raise ValueError(f"embeddings of {given.size} values cannot be searched; {DIMENSIONS} are the most")
-    norm = float(np.linalg.norm(given))
-    if norm == 0:
-        return None
-    result = np.zeros(DIMENSIONS, np.float32)
-    result[: given.size] = given / norm
-    return result

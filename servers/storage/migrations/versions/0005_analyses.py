@@ -34,17 +34,17 @@ CREATE TABLE sounds (
     owner     text NOT NULL,
     model     text,                        -- of the embedding
     embedding halfvec(512),                -- of norm 1; none: it could not be told
-    bpm       real,
+    bpm       double precision,
     key       smallint,                    -- Camelot: twice the number, and one more for B
-    loudness  real,
-    seconds   real NOT NULL,
+    loudness  double precision,
+    seconds   double precision NOT NULL,
     added_at  timestamptz NOT NULL
 );
 -- In the row, of which seven fit a page: all of an owner's are compared, one by one.
 ALTER TABLE sounds ALTER COLUMN embedding SET STORAGE PLAIN;
 CREATE INDEX sounds_newest ON sounds (owner, added_at DESC, track_id DESC)
     INCLUDE (model, bpm, key, loudness, seconds);
-CREATE INDEX sounds_embedding ON sounds USING hnsw (embedding halfvec_ip_ops) WITH (m = 16, ef_construction = 64);
+CREATE INDEX sounds_embedding ON sounds USING hnsw (embedding halfvec_ip_ops) WITH (m = 24, ef_construction = 100);
 
 CREATE TABLE scans (
     id         uuid PRIMARY KEY,
@@ -53,30 +53,44 @@ CREATE TABLE scans (
     spec       jsonb NOT NULL,             -- protobuf ScanSpec
     headers    jsonb NOT NULL DEFAULT '{}',
     complete   boolean NOT NULL DEFAULT false,  -- all its items are known
-    cursor     text NOT NULL DEFAULT '',   -- the last object of the prefix that is known
+    cursor     text NOT NULL DEFAULT '',   -- after what its source is to be listed on
     cancelled  boolean NOT NULL DEFAULT false,
+    -- How many items it has and how many have which state; changed together with them.
+    total      bigint NOT NULL DEFAULT 0,
+    existing   bigint NOT NULL DEFAULT 0,
+    analyzed   bigint NOT NULL DEFAULT 0,
+    skipped    bigint NOT NULL DEFAULT 0,
+    failed     bigint NOT NULL DEFAULT 0,
+    pace       double precision NOT NULL DEFAULT 0,  -- items a second, see orchestrator.scans.store
+    named_at   timestamptz NOT NULL DEFAULT now(),   -- when tracks were named last
+    fed_at     timestamptz NOT NULL DEFAULT now(),   -- when it had its last turn
     created_at timestamptz NOT NULL DEFAULT now(),
     ended_at   timestamptz,
     UNIQUE (owner, request_id)
 );
 CREATE INDEX scans_newest ON scans (owner, created_at DESC, id DESC);
-CREATE INDEX scans_unfinished ON scans (created_at) WHERE ended_at IS NULL;
+CREATE INDEX scans_unfinished ON scans (fed_at) WHERE ended_at IS NULL;
+CREATE INDEX scans_ended ON scans (ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE scan_items (
     scan_id  uuid NOT NULL REFERENCES scans ON DELETE CASCADE,
     number   bigint GENERATED ALWAYS AS IDENTITY,
     object   text,                         -- to be imported; none: a track was named
+    version  text,                         -- of the object
     track_id uuid REFERENCES tracks ON DELETE SET NULL,
     state    text NOT NULL DEFAULT 'WAITING'
              CHECK (state IN ('WAITING', 'EXISTING', 'ANALYZED', 'SKIPPED', 'FAILED')),
+    busy     boolean NOT NULL DEFAULT false,    -- its job has not ended, as far as is known
     job_id   uuid,                         -- its latest; jobs are forgotten after a while, items are not
     error    jsonb,
     PRIMARY KEY (scan_id, number)
 );
 CREATE UNIQUE INDEX scan_items_object ON scan_items (scan_id, object) WHERE object IS NOT NULL;
 CREATE UNIQUE INDEX scan_items_track ON scan_items (scan_id, track_id) WHERE object IS NULL;
+CREATE INDEX scan_items_imported ON scan_items (object, version) WHERE object IS NOT NULL AND track_id IS NOT NULL;
 CREATE INDEX scan_items_of_track ON scan_items (track_id);
-CREATE INDEX scan_items_waiting ON scan_items (scan_id, number) WHERE state = 'WAITING';
+CREATE INDEX scan_items_of_state ON scan_items (scan_id, state, number);
+CREATE INDEX scan_items_busy ON scan_items (scan_id) WHERE busy;
 
 CREATE TABLE playlists (
     id           uuid PRIMARY KEY,

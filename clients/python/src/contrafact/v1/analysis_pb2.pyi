@@ -352,7 +352,7 @@ class Loudness(_message.Message):
     short_term_max_lufs: _builtins.float
     """Highest loudness of 3 s, in LUFS; absent: it is shorter."""
     range_lu: _builtins.float
-    """Loudness range in LU (EBU Tech 3342); absent: it is too short."""
+    """Loudness range in LU (EBU Tech 3342); absent: it is shorter than 6 s."""
     true_peak_db: _builtins.float
     """True peak in dBTP."""
     track_gain_db: _builtins.float
@@ -360,7 +360,7 @@ class Loudness(_message.Message):
     crest_db: _builtins.float
     """True peak over the RMS of the whole, in dB."""
     dynamic_range_db: _builtins.float
-    """Dynamic range after the Pleasurize Music Foundation's meter: "DR" 8 is 8.0 here; absent: it is shorter than 3 s."""
+    """Dynamic range after the Pleasurize Music Foundation's meter: "DR" 8 is 8.0 here; absent: it is shorter than 6 s."""
     @_builtins.property
     def histogram(self) -> Global___LoudnessHistogram:
         """How often each loudness occurred, of which an album's is computed."""
@@ -1032,10 +1032,12 @@ class ScanSpec(_message.Message):
     all_tracks: _builtins.bool
     """All tracks that the caller has when the scan begins."""
     prefix: _builtins.str
-    """All objects below this prefix of the bucket; they are only read. What is no audio is skipped."""
+    """All objects below this prefix of the bucket; they are only read. What is no audio is skipped. What an earlier
+    scan made a track of, and nobody has changed since, is not fetched again.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tags that tracks made from a prefix get."""
+        """Tags that tracks made from a prefix get; those that the caller had already stay as they are."""
 
     def __init__(
         self,

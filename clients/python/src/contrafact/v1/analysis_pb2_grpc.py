@@ -94,6 +94,9 @@ class AnalysisServiceServicer:
     def GetAnalysis(self, request, context):
         """Gets the analysis of a track, or begins it. An analysis that exists comes at once; otherwise an INTERACTIVE job is
         created, or the one found that is at it, and returned with what is known so far. All who ask share one run.
+
+        What an older version of the analyzer has measured comes at once, too, and is made anew in the background. A failure
+        that would only happen again stands for a minute: its job is returned; who asks later has it tried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +104,8 @@ class AnalysisServiceServicer:
 
     def WatchAnalysis(self, request, context):
         """Streams the analysis of a track while it is made, and begins it as GetAnalysis does: first what is known, then
-        each feature as soon as it is (the waveform first), and last the whole.
+        each feature as soon as it is (the waveform first), and last the whole, with which the long lists of the FULL view
+        come. While nothing new is known, progress comes, at most once a second.
 
         When the job ends without one, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """
@@ -130,7 +134,14 @@ class AnalysisServiceServicer:
 
         The scan is named by its request_id and goes on without its caller. When the stream breaks, call again with the same
         specification; tracks that were named before are not counted twice. The server answers with the scan as it is, at
-        each change, at most once a second, until it has ended.
+        each change, at most once a second, until it has ended. A scan without a name for a day has all its tracks.
+
+        Errors, beside those of validation: SPEC_MISSING, UNEXPECTED_SPEC, UNEXPECTED_TRACKS, END_MISSING (the stream ended
+        without its end; the scan stays open) and, for a prefix with empty parts, "." or "..", INVALID_FIELD, all
+        INVALID_ARGUMENT; TRACK_NOT_FOUND (NOT_FOUND): nothing of that message was added; SCAN_COMPLETE
+        (FAILED_PRECONDITION): all tracks had been named; REQUEST_ID_REUSED (ALREADY_EXISTS): of another specification;
+        TOO_MANY_SCANS (RESOURCE_EXHAUSTED): 100 of the caller's have not ended; SCAN_IDLE (DEADLINE_EXCEEDED): no message
+        for five minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,10 +36,14 @@ class AnalysisServiceStub:
     GetAnalysis: _grpc.UnaryUnaryMultiCallable[_analysis_pb2.GetAnalysisRequest, _analysis_pb2.GetAnalysisResponse]
     """Gets the analysis of a track, or begins it. An analysis that exists comes at once; otherwise an INTERACTIVE job is
     created, or the one found that is at it, and returned with what is known so far. All who ask share one run.
+
+    What an older version of the analyzer has measured comes at once, too, and is made anew in the background. A failure
+    that would only happen again stands for a minute: its job is returned; who asks later has it tried again.
     """
     WatchAnalysis: _grpc.UnaryStreamMultiCallable[_analysis_pb2.WatchAnalysisRequest, _analysis_pb2.WatchAnalysisResponse]
     """Streams the analysis of a track while it is made, and begins it as GetAnalysis does: first what is known, then
-    each feature as soon as it is (the waveform first), and last the whole.
+    each feature as soon as it is (the waveform first), and last the whole, with which the long lists of the FULL view
+    come. While nothing new is known, progress comes, at most once a second.
 
     When the job ends without one, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
@@ -55,7 +59,14 @@ class AnalysisServiceStub:
 
     The scan is named by its request_id and goes on without its caller. When the stream breaks, call again with the same
     specification; tracks that were named before are not counted twice. The server answers with the scan as it is, at
-    each change, at most once a second, until it has ended.
+    each change, at most once a second, until it has ended. A scan without a name for a day has all its tracks.
+
+    Errors, beside those of validation: SPEC_MISSING, UNEXPECTED_SPEC, UNEXPECTED_TRACKS, END_MISSING (the stream ended
+    without its end; the scan stays open) and, for a prefix with empty parts, "." or "..", INVALID_FIELD, all
+    INVALID_ARGUMENT; TRACK_NOT_FOUND (NOT_FOUND): nothing of that message was added; SCAN_COMPLETE
+    (FAILED_PRECONDITION): all tracks had been named; REQUEST_ID_REUSED (ALREADY_EXISTS): of another specification;
+    TOO_MANY_SCANS (RESOURCE_EXHAUSTED): 100 of the caller's have not ended; SCAN_IDLE (DEADLINE_EXCEEDED): no message
+    for five minutes.
     """
     GetScan: _grpc.UnaryUnaryMultiCallable[_analysis_pb2.GetScanRequest, _analysis_pb2.GetScanResponse]
     """Gets one scan."""
@@ -76,10 +87,14 @@ class AnalysisServiceAsyncStub(AnalysisServiceStub):
     GetAnalysis: _aio.UnaryUnaryMultiCallable[_analysis_pb2.GetAnalysisRequest, _analysis_pb2.GetAnalysisResponse]  # type: ignore[assignment]
     """Gets the analysis of a track, or begins it. An analysis that exists comes at once; otherwise an INTERACTIVE job is
     created, or the one found that is at it, and returned with what is known so far. All who ask share one run.
+
+    What an older version of the analyzer has measured comes at once, too, and is made anew in the background. A failure
+    that would only happen again stands for a minute: its job is returned; who asks later has it tried again.
     """
     WatchAnalysis: _aio.UnaryStreamMultiCallable[_analysis_pb2.WatchAnalysisRequest, _analysis_pb2.WatchAnalysisResponse]  # type: ignore[assignment]
     """Streams the analysis of a track while it is made, and begins it as GetAnalysis does: first what is known, then
-    each feature as soon as it is (the waveform first), and last the whole.
+    each feature as soon as it is (the waveform first), and last the whole, with which the long lists of the FULL view
+    come. While nothing new is known, progress comes, at most once a second.
 
     When the job ends without one, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
     """
@@ -95,7 +110,14 @@ class AnalysisServiceAsyncStub(AnalysisServiceStub):
 
     The scan is named by its request_id and goes on without its caller. When the stream breaks, call again with the same
     specification; tracks that were named before are not counted twice. The server answers with the scan as it is, at
-    each change, at most once a second, until it has ended.
+    each change, at most once a second, until it has ended. A scan without a name for a day has all its tracks.
+
+    Errors, beside those of validation: SPEC_MISSING, UNEXPECTED_SPEC, UNEXPECTED_TRACKS, END_MISSING (the stream ended
+    without its end; the scan stays open) and, for a prefix with empty parts, "." or "..", INVALID_FIELD, all
+    INVALID_ARGUMENT; TRACK_NOT_FOUND (NOT_FOUND): nothing of that message was added; SCAN_COMPLETE
+    (FAILED_PRECONDITION): all tracks had been named; REQUEST_ID_REUSED (ALREADY_EXISTS): of another specification;
+    TOO_MANY_SCANS (RESOURCE_EXHAUSTED): 100 of the caller's have not ended; SCAN_IDLE (DEADLINE_EXCEEDED): no message
+    for five minutes.
     """
     GetScan: _aio.UnaryUnaryMultiCallable[_analysis_pb2.GetScanRequest, _analysis_pb2.GetScanResponse]  # type: ignore[assignment]
     """Gets one scan."""
@@ -119,6 +141,9 @@ class AnalysisServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_analysis_pb2.GetAnalysisResponse, _abc.Awaitable[_analysis_pb2.GetAnalysisResponse]]:
         """Gets the analysis of a track, or begins it. An analysis that exists comes at once; otherwise an INTERACTIVE job is
         created, or the one found that is at it, and returned with what is known so far. All who ask share one run.
+
+        What an older version of the analyzer has measured comes at once, too, and is made anew in the background. A failure
+        that would only happen again stands for a minute: its job is returned; who asks later has it tried again.
         """
 
     @_abc_1.abstractmethod
@@ -128,7 +153,8 @@ class AnalysisServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_analysis_pb2.WatchAnalysisResponse], _abc.AsyncIterator[_analysis_pb2.WatchAnalysisResponse]]:
         """Streams the analysis of a track while it is made, and begins it as GetAnalysis does: first what is known, then
-        each feature as soon as it is (the waveform first), and last the whole.
+        each feature as soon as it is (the waveform first), and last the whole, with which the long lists of the FULL view
+        come. While nothing new is known, progress comes, at most once a second.
 
         When the job ends without one, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED.
         """
@@ -162,7 +188,14 @@ class AnalysisServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The scan is named by its request_id and goes on without its caller. When the stream breaks, call again with the same
         specification; tracks that were named before are not counted twice. The server answers with the scan as it is, at
-        each change, at most once a second, until it has ended.
+        each change, at most once a second, until it has ended. A scan without a name for a day has all its tracks.
+
+        Errors, beside those of validation: SPEC_MISSING, UNEXPECTED_SPEC, UNEXPECTED_TRACKS, END_MISSING (the stream ended
+        without its end; the scan stays open) and, for a prefix with empty parts, "." or "..", INVALID_FIELD, all
+        INVALID_ARGUMENT; TRACK_NOT_FOUND (NOT_FOUND): nothing of that message was added; SCAN_COMPLETE
+        (FAILED_PRECONDITION): all tracks had been named; REQUEST_ID_REUSED (ALREADY_EXISTS): of another specification;
+        TOO_MANY_SCANS (RESOURCE_EXHAUSTED): 100 of the caller's have not ended; SCAN_IDLE (DEADLINE_EXCEEDED): no message
+        for five minutes.
         """
 
     @_abc_1.abstractmethod

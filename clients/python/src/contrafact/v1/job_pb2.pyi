@@ -184,7 +184,9 @@ class JobError(_message.Message):
     MODEL_UNAVAILABLE, MODEL_FAILED: a model could not be loaded, or failed again and again;
     MODEL_REFUSED: a model does not do what the job asks for; MIXER_FAILED: the mixer does not;
     INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: too many workers died under it;
-    ANALYZER_FAILED: the analyzer does not do what the job asks for; OBJECT_MISSING: there is nothing to import;
+    ANALYZER_FAILED: the analyzer does not do what the job asks for;
+    OBJECT_MISSING, TRACK_TOO_LARGE: there is nothing to import, or more than a track may have;
+    CANCELLED: only of an item of a scan, whose job was;
     INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
     """
     message: _builtins.str

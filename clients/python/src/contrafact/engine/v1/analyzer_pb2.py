@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from contrafact.v1 import analysis_pb2 as contrafact_dot_v1_dot_analysis__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#contrafact/engine/v1/analyzer.proto\x12\x14\x63ontrafact.engine.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1c\x63ontrafact/v1/analysis.proto\"\xbb\x01\n\x0e\x41nalyzeRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32!.contrafact.engine.v1.AnalyzeSpecH\x00\x12\x33\n\x05\x62lock\x18\x02 \x01(\x0b\x32\".contrafact.engine.v1.AnalyzeBlockH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .contrafact.engine.v1.AnalyzeEndH\x00\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\xf3\x01\n\x0b\x41nalyzeSpec\x12!\n\x0bsample_rate\x18\x01 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xb8\x17(\xe8\x07\x12\x1b\n\x08\x63hannels\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x01\x12\x17\n\x06\x66rames\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12=\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0e\x32\x16.contrafact.v1.FeatureB\x13\xbaH\x10\x92\x01\r\x10\t\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1b\n\x08priority\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x00\x12/\n\x0cpitch_method\x18\x06 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^(swift-f0|pyin)?$\"E\n\x0c\x41nalyzeBlock\x12\x16\n\x05start\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x07samples\x18\x02 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x04\x18\x80\x80\x80\x01\"\x0c\n\nAnalyzeEnd\"\x8d\x02\n\x0f\x41nalyzeResponse\x12+\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.contrafact.v1.FeaturesH\x00\x12+\n\x08waveform\x18\x02 \x01(\x0b\x32\x17.contrafact.v1.WaveformH\x00\x12;\n\x08segments\x18\x03 \x01(\x0b\x32\'.contrafact.engine.v1.SegmentEmbeddingsH\x00\x12\x35\n\x06report\x18\x04 \x01(\x0b\x32#.contrafact.engine.v1.AnalyzeReportH\x00\x12\x12\n\x08progress\x18\x05 \x01(\x01H\x00\x12\x0c\n\x04more\x18\x06 \x01(\x08\x42\n\n\x08response\"s\n\x11SegmentEmbeddings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0ewindow_seconds\x18\x02 \x01(\x01\x12\x13\n\x0bhop_seconds\x18\x03 \x01(\x01\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"\x9e\x01\n\rAnalyzeReport\x12\x10\n\x08\x61nalyzer\x18\x01 \x01(\t\x12H\n\x0b\x63pu_seconds\x18\x02 \x03(\x0b\x32\x33.contrafact.engine.v1.AnalyzeReport.CpuSecondsEntry\x1a\x31\n\x0f\x43puSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32m\n\x0f\x41nalyzerService\x12Z\n\x07\x41nalyze\x12$.contrafact.engine.v1.AnalyzeRequest\x1a%.contrafact.engine.v1.AnalyzeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#contrafact/engine/v1/analyzer.proto\x12\x14\x63ontrafact.engine.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1c\x63ontrafact/v1/analysis.proto\"\xbb\x01\n\x0e\x41nalyzeRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32!.contrafact.engine.v1.AnalyzeSpecH\x00\x12\x33\n\x05\x62lock\x18\x02 \x01(\x0b\x32\".contrafact.engine.v1.AnalyzeBlockH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .contrafact.engine.v1.AnalyzeEndH\x00\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\xc5\x02\n\x0b\x41nalyzeSpec\x12!\n\x0bsample_rate\x18\x01 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xb8\x17(\xe8\x07\x12\x1b\n\x08\x63hannels\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x01\x12\x17\n\x06\x66rames\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12=\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0e\x32\x16.contrafact.v1.FeatureB\x13\xbaH\x10\x92\x01\r\x10\t\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x1b\n\x08priority\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x00\x12/\n\x0cpitch_method\x18\x06 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^(swift-f0|pyin)?$:P\xbaHM\x1aK\n\rspec.too_long\x12\x10\x61t most 48 hours\x1a(this.frames <= 172800 * this.sample_rate\"E\n\x0c\x41nalyzeBlock\x12\x16\n\x05start\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x07samples\x18\x02 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x04\x18\x80\x80\x80\x01\"\x0c\n\nAnalyzeEnd\"\x8d\x02\n\x0f\x41nalyzeResponse\x12+\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x17.contrafact.v1.FeaturesH\x00\x12+\n\x08waveform\x18\x02 \x01(\x0b\x32\x17.contrafact.v1.WaveformH\x00\x12;\n\x08segments\x18\x03 \x01(\x0b\x32\'.contrafact.engine.v1.SegmentEmbeddingsH\x00\x12\x35\n\x06report\x18\x04 \x01(\x0b\x32#.contrafact.engine.v1.AnalyzeReportH\x00\x12\x12\n\x08progress\x18\x05 \x01(\x01H\x00\x12\x0c\n\x04more\x18\x06 \x01(\x08\x42\n\n\x08response\"s\n\x11SegmentEmbeddings\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0ewindow_seconds\x18\x02 \x01(\x01\x12\x13\n\x0bhop_seconds\x18\x03 \x01(\x01\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"\x9e\x01\n\rAnalyzeReport\x12\x10\n\x08\x61nalyzer\x18\x01 \x01(\t\x12H\n\x0b\x63pu_seconds\x18\x02 \x03(\x0b\x32\x33.contrafact.engine.v1.AnalyzeReport.CpuSecondsEntry\x1a\x31\n\x0f\x43puSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32m\n\x0f\x41nalyzerService\x12Z\n\x07\x41nalyze\x12$.contrafact.engine.v1.AnalyzeRequest\x1a%.contrafact.engine.v1.AnalyzeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANALYZESPEC'].fields_by_name['priority']._serialized_options = b'\272H\006\032\004\030\002(\000'
   _globals['_ANALYZESPEC'].fields_by_name['pitch_method']._loaded_options = None
   _globals['_ANALYZESPEC'].fields_by_name['pitch_method']._serialized_options = b'\272H\026r\0242\022^(swift-f0|pyin)?$'
+  _globals['_ANALYZESPEC']._loaded_options = None
+  _globals['_ANALYZESPEC']._serialized_options = b'\272HM\032K\n\rspec.too_long\022\020at most 48 hours\032(this.frames <= 172800 * this.sample_rate'
   _globals['_ANALYZEBLOCK'].fields_by_name['start']._loaded_options = None
   _globals['_ANALYZEBLOCK'].fields_by_name['start']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_ANALYZEBLOCK'].fields_by_name['samples']._loaded_options = None
@@ -56,19 +58,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANALYZEREQUEST']._serialized_start=121
   _globals['_ANALYZEREQUEST']._serialized_end=308
   _globals['_ANALYZESPEC']._serialized_start=311
-  _globals['_ANALYZESPEC']._serialized_end=554
-  _globals['_ANALYZEBLOCK']._serialized_start=556
-  _globals['_ANALYZEBLOCK']._serialized_end=625
-  _globals['_ANALYZEEND']._serialized_start=627
-  _globals['_ANALYZEEND']._serialized_end=639
-  _globals['_ANALYZERESPONSE']._serialized_start=642
-  _globals['_ANALYZERESPONSE']._serialized_end=911
-  _globals['_SEGMENTEMBEDDINGS']._serialized_start=913
-  _globals['_SEGMENTEMBEDDINGS']._serialized_end=1028
-  _globals['_ANALYZEREPORT']._serialized_start=1031
-  _globals['_ANALYZEREPORT']._serialized_end=1189
-  _globals['_ANALYZEREPORT_CPUSECONDSENTRY']._serialized_start=1140
-  _globals['_ANALYZEREPORT_CPUSECONDSENTRY']._serialized_end=1189
-  _globals['_ANALYZERSERVICE']._serialized_start=1191
-  _globals['_ANALYZERSERVICE']._serialized_end=1300
+  _globals['_ANALYZESPEC']._serialized_end=636
+  _globals['_ANALYZEBLOCK']._serialized_start=638
+  _globals['_ANALYZEBLOCK']._serialized_end=707
+  _globals['_ANALYZEEND']._serialized_start=709
+  _globals['_ANALYZEEND']._serialized_end=721
+  _globals['_ANALYZERESPONSE']._serialized_start=724
+  _globals['_ANALYZERESPONSE']._serialized_end=993
+  _globals['_SEGMENTEMBEDDINGS']._serialized_start=995
+  _globals['_SEGMENTEMBEDDINGS']._serialized_end=1110
+  _globals['_ANALYZEREPORT']._serialized_start=1113
+  _globals['_ANALYZEREPORT']._serialized_end=1271
+  _globals['_ANALYZEREPORT_CPUSECONDSENTRY']._serialized_start=1222
+  _globals['_ANALYZEREPORT_CPUSECONDSENTRY']._serialized_end=1271
+  _globals['_ANALYZERSERVICE']._serialized_start=1273
+  _globals['_ANALYZERSERVICE']._serialized_end=1382
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,159 @@
+"""Clips: sounds to search by, of which nothing is kept but what they sound like."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import google_crc32c
+import grpc
+from contrafact.engine.v1 import analyzer_pb2
+from contrafact.v1 import analysis_pb2, audio_pb2, search_pb2
+
+from servers.media.blocks import Block
+from servers.media.decode import decode
+from servers.media.errors import MediaError
+from servers.media.probe import TrackFacts, probe_isolated
+from servers.orchestrator.engines.analyzer import Analyzer, AnalyzerError
+from servers.orchestrator.pacing import paced
+from servers.platform import telemetry
+from servers.platform.errors import ApiError, invalid
+from servers.platform.settings import Settings
+from servers.platform.slots import INTERACTIVE
+
+MAX_CLIPS = 16  # at once in one API server
+MAX_PROBES = 2
+PROBE_SECONDS = 120.0
+LONGEST_SECONDS = 600.0
+LOWEST_RATE = 1000  # that the analyzer takes
+
+Requests = AsyncIterator[search_pb2.EmbedClipRequest]
+
+
+class Clips:
+    """Computes the embeddings of clips, a few at a time."""
+
+    def __init__(self, settings: Settings, analyzer: Analyzer) -> None:
+        self._settings = settings
+        self._analyzer = analyzer
+        self._probes = asyncio.Semaphore(MAX_PROBES)
+        self._active = 0
+
+    async def embed(self, requests: Requests) -> analysis_pb2.Embedding:
+        """The embedding of the clip that a stream of messages sends; ApiError if it is refused."""
+        if self._active >= MAX_CLIPS:
+            raise _too_many()
+        self._active += 1
+        try:
+            in_time = paced(requests, lambda request: len(request.chunk.data), self._settings, "send the clip again")
+            first = await anext(in_time, None)
+            if first is None or first.WhichOneof("payload") != "spec":
+                raise invalid("SPEC_MISSING", "the first message must be the specification", "spec")
+            with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._settings.temporary_folder) as folder:
+                path = Path(folder) / "clip"
+                await self._receive(in_time, path)
+                return await self._embedding(path, await self._probe(path), first.spec)
+        finally:
+            self._active -= 1
+
+    async def _receive(self, requests: Requests, path: Path) -> None:
+        size = 0
+        with path.open("wb") as file:
+            async for request in requests:
+                match request.WhichOneof("payload"):
+                    case "chunk":
+                        self._check(request.chunk, size)
+                        file.write(request.chunk.data)
+                        size += len(request.chunk.data)
+                    case "end":
+                        if request.end.size_bytes != size:
+                            raise invalid("SIZE_MISMATCH", f"{size} bytes came, not as many as said", "end.size_bytes")
+                        return
+                    case _:
+                        raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
+        raise invalid("END_MISSING", "the stream ended before the end of the clip was said", "end")
+
+    def _check(self, chunk: audio_pb2.DataChunk, position: int) -> None:
+        limit = self._settings.max_clip_bytes
+        if chunk.offset != position:
+            message = f"offset {chunk.offset} does not follow: {position} is next"
+            raise invalid("OFFSET_MISMATCH", message, "chunk.offset", expected_offset=str(position))
+        if position + len(chunk.data) > limit:
+            message = f"a clip has at most {limit} bytes"
+            raise invalid("CLIP_TOO_LARGE", message, "chunk.data", limit_bytes=str(limit))
+        if chunk.HasField("crc32c") and google_crc32c.value(chunk.data) != chunk.crc32c:
+            raise ApiError(
+                grpc.StatusCode.DATA_LOSS,
+                "CHUNK_CHECKSUM_MISMATCH",
+                f"the chunk at offset {chunk.offset} was damaged on its way; send the clip again",
+                fields=[("chunk.crc32c", "does not fit the data")],
+            )
+
+    async def _probe(self, path: Path) -> TrackFacts:
+        try:
+            async with self._probes:
+                return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
+        except MediaError as error:
+            raise invalid(error.reason, error.message, "chunk") from error
+
+    async def _embedding(self, path: Path, facts: TrackFacts, clip: search_pb2.ClipSpec) -> analysis_pb2.Embedding:
+        rate = facts.sample_rate
+        if rate < LOWEST_RATE:
+            raise invalid("SAMPLE_RATE_TOO_LOW", f"the clip has {rate} Hz; {LOWEST_RATE} are needed", "chunk")
+        start = min(round(min(clip.start_seconds, facts.frames / rate) * rate), facts.frames)
+        frames = min(facts.frames - start, round((clip.seconds or LONGEST_SECONDS) * rate))
+        if frames < 1:
+            raise invalid("STRETCH_OUTSIDE", "nothing of the clip is there", "spec.start_seconds")
+        spec = analyzer_pb2.AnalyzeSpec(
+            sample_rate=rate,
+            channels=min(facts.channels, 2),
+            frames=frames,
+            features=[analysis_pb2.FEATURE_EMBEDDING],
+        )
+        features = analysis_pb2.Features()
+        try:
+            async with (
+                aclosing(_stretch(path, start, frames)) as blocks,
+                aclosing(self._analyzer.analyze(spec, blocks, priority=INTERACTIVE)) as responses,
+            ):
+                async for response in responses:
+                    features.MergeFrom(response.features)
+        except MediaError as error:
+            raise invalid(error.reason, error.message, "chunk") from error
+        except AnalyzerError as error:
+            if error.reason == AnalyzerError.full:
+                raise _too_many() from error
+            telemetry.log().warning("clip not analysed", reason=error.reason, status=error.status.name)
+            raise ApiError(
+                grpc.StatusCode.UNAVAILABLE,
+                "ANALYZER_UNAVAILABLE",
+                "the analyzer does not answer; try again",
+                retry_after=2,
+            ) from error
+        if not features.HasField("embedding"):
+            reason, message = next(((one.reason, one.message) for one in features.unknown), ("", "it is unknown"))
+            raise invalid("NO_EMBEDDING", f"what the clip sounds like cannot be told: {message}", "chunk", cause=reason)
+        return features.embedding
+
+
+async def _stretch(path: Path, start: int, frames: int) -> AsyncGenerator[Block, None]:
+    """``frames`` frames of a file from ``start`` on, as blocks from frame 0."""
+    async with aclosing(decode(path, start=start)) as blocks:
+        async for block in blocks:
+            samples = block.samples[:, : max(0, start + frames - block.start)]
+            if samples.shape[1]:
+                yield Block(samples, block.sample_rate, block.start - start)
+            if block.end >= start + frames:
+                return
+
+
+def _too_many() -> ApiError:
+    return ApiError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "TOO_MANY_CLIPS",
+        "too many clips are being listened to; try again later",
+        retry_after=5,
+    )

@@ -1,0 +1,1 @@
+"""What makes tracks of recordings, wherever they come from."""

@@ -1,0 +1,56 @@
+"""What analyses are worth and cost: accuracy against other tools, retrieval, speed, memory, and the way they are made.
+
+``PARTS=levels,rhythm python -m tests.bench analysis`` measures some of it. Each part prints a table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from typing import Any
+
+from tests.bench.common import keep
+
+# The functions of each part that return rows.
+PARTS = {
+    "levels": ("levels", ("table", "costs")),
+    "rhythm": ("rhythm", ("table", "costs")),
+    "tonal": ("tonal", ("table", "costs")),
+    "retrieval": ("retrieval", ("table",)),
+    "speed": ("speed", ("table",)),
+    "onplay": ("onplay", ("table",)),
+}
+
+Row = dict[str, Any]
+
+
+def measure() -> None:
+    """Measure all parts, or those that PARTS names."""
+    chosen = os.environ.get("PARTS", ",".join(PARTS)).split(",")
+    results: dict[str, dict[str, list[Row]]] = {}
+    for part in chosen:
+        name, functions = PARTS[part]
+        module = importlib.import_module(f"tests.bench.analysis.{name}")
+        for function in functions:
+            begin = time.perf_counter()
+            rows = getattr(module, function)()
+            print(f"{part} {function} ({time.perf_counter() - begin:.0f} s):\n{_text(rows)}", flush=True)
+            results.setdefault(part, {})[function] = rows
+    keep("analysis" if len(chosen) == len(PARTS) else f"analysis-{'-'.join(chosen)}", results)
+
+
+def _text(rows: list[Row]) -> str:
+    """Rows as columns; each kind of row has a header of its own."""
+    lines: list[str] = []
+    header: tuple[str, ...] = ()
+    for row in rows:
+        if tuple(row) != header:
+            header = tuple(row)
+            lines.append("  " + "  ".join(header))
+        lines.append("  " + "  ".join(_word(row[name]).rjust(len(name)) for name in header))
+    return "\n".join(lines)
+
+
+def _word(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
