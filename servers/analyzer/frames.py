@@ -12,8 +12,8 @@ Samples = NDArray[np.float32]
 class Framer:
     """Cuts a mono stream into overlapping frames, as ``librosa.util.frame`` with ``center=True`` would.
 
-    Frame ``i`` is centred on sample ``i * hop``; the stream is continued by zeros at both ends. The frames do not depend
-    on how the stream was cut into arrays.
+    Frame ``i`` is centred on sample ``i * hop``; the stream is continued by zeros at both ends. The frames do not
+    depend on how the stream was cut into arrays.
 
     Args:
         length: of a frame, in samples; even.

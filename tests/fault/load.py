@@ -240,7 +240,8 @@ class Load:
                     break
                 except FailedPrecondition as error:
                     reason = error.metadata.get("job_reason")
-                    assert reason in RETRYABLE, f"an analysis failed: {error}"
+                    if reason not in RETRYABLE:
+                        raise
                     self.failed.append((time.time(), f"an analysis: {reason}: {error}"))
         peak, measured = float(np.abs(recording.samples).max()), analysis.features.quality.sample_peak
         assert abs(peak - measured) < 1e-4, f"the analysis of a recording with a peak of {peak} says {measured}"
