@@ -52,7 +52,8 @@ def track_beats(strength: Floats, periods: Floats) -> Floats:
 def _refined(level: Floats, beats: NDArray[np.int64]) -> Floats:
     """The top of the parabola through the strongest frame within one of each beat."""
     padded = np.concatenate([[0.0, 0.0], level, [0.0, 0.0]])
-    tops = beats + 2 + np.stack([padded[beats + 2 + move] for move in (-1, 0, 1)]).argmax(axis=0) - 1
+    moves = np.array([0, -1, 1])  # in this order: where all are equal, a beat stays
+    tops = beats + 2 + moves[padded[beats[:, None] + 2 + moves].argmax(axis=1)]
     left, top, right = padded[tops - 1], padded[tops], padded[tops + 1]
     curve = left - 2 * top + right
     move = np.where(curve < -1e-9, 0.5 * (left - right) / np.minimum(curve, -1e-9), 0)

@@ -15,8 +15,8 @@ Samples = NDArray[np.float32]
 Values = NDArray[np.float64]
 
 # I. Sha'ath, Estimation of key in digital music recordings, 2011 (KeyFinder): Krumhansl's profiles, altered for popular
-# music. Of six published pairs (Krumhansl-Kessler, Temperley 1999 and 2005, Faraldo's edma and bgate) they tell most
-# of our progressions right, and relative keys apart best. By degree, from the tonic up.
+# music. Of six published pairs (Krumhansl-Kessler, Temperley 1999 and 2005, Faraldo's edma and bgate) these and edma
+# tell most of our progressions right (97 to 98 %), and these relative keys apart best. By degree, from the tonic up.
 _MAJOR = (6.6, 2.0, 3.5, 2.3, 4.6, 4.0, 2.5, 5.2, 2.4, 3.7, 2.3, 3.4)
 _MINOR = (6.5, 2.7, 3.5, 5.4, 2.6, 3.5, 2.5, 5.2, 4.0, 2.7, 4.3, 3.2)
 _BASS_WEIGHT = 1.25  # of what is below middle C: it has the roots of chords

@@ -1,4 +1,10 @@
-"""How likely each tempo is in each stretch of a recording."""
+"""How likely each tempo is in each stretch of a recording.
+
+The evidence for a tempo is a weighted sum of the autocorrelations of onset strength, of the whole and in three bands, at
+multiples and fractions of its period, and a polynomial of its logarithm. The weights are those of a conditional logit
+model, whose choices are all tempi and "no beat", fitted to 1,250 generated rhythms (drums at random, clicks, strums,
+melodies, walking bass, talk, rubato) that are not those of the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +25,39 @@ _SMOOTH = 1.0  # frames
 _MEAN = 43  # frames
 _CHUNK = 256  # windows
 
-_WEIGHTS = (
-    (1 / 6, -1.88, -0.63, -1.15, -1.67),
-    (1 / 4, -0.15, -1.30, -0.48, -1.02),
-    (1 / 3, 0.09, -0.58, -0.25, -1.04),
-    (3 / 8, 0.39, -0.10, -0.22, -0.58),
-    (1 / 2, 0.16, -0.24, -0.44, -0.31),
-    (2 / 3, -0.41, -1.03, -0.38, -0.46),
-    (3 / 4, -0.42, -0.92, -0.67, -0.01),
-    (7 / 8, -1.43, 0.83, -0.81, -0.58),
-    (1, 1.14, -1.47, 0.43, -0.42),
-    (9 / 8, -1.21, 1.25, -0.45, -0.22),
-    (5 / 4, -0.31, -0.94, -0.51, 0.40),
-    (4 / 3, -0.24, -1.51, 0.03, 0.06),
-    (3 / 2, 0.49, -1.71, 0.44, -0.90),
-    (5 / 3, 0.01, -1.34, 0.20, -0.66),
-    (2, 1.15, 0.20, 0.14, 0.92),
-    (5 / 2, 0.89, -0.29, 0.03, -0.28),
-    (3, 2.53, 2.83, 1.86, -0.88),
-    (7 / 2, 0.49, -0.71, -0.17, -1.00),
-    (4, 2.29, 3.35, 2.24, 0.67),
+_WEIGHTS = (  # lag in beats; weights of the whole, below 200 Hz, to 2 kHz, above
+    (1 / 6, -1.93, -0.53, -1.28, -1.74),
+    (1 / 4, -0.00, -1.02, -0.09, -0.97),
+    (1 / 3, 0.17, -0.51, -0.22, -1.15),
+    (3 / 8, 0.72, -0.04, -0.14, -0.31),
+    (1 / 2, 0.06, -0.18, -0.65, -0.27),
+    (2 / 3, -0.30, -1.30, -0.30, -0.56),
+    (3 / 4, -0.49, -1.03, -0.36, -0.25),
+    (7 / 8, -1.45, 0.65, -0.89, -0.50),
+    (1, 1.18, -1.72, 0.49, -0.30),
+    (9 / 8, -1.33, 1.03, -0.76, -0.06),
+    (5 / 4, -0.37, -0.99, -0.19, 0.19),
+    (4 / 3, -0.14, -1.70, 0.09, -0.23),
+    (3 / 2, 0.54, -1.91, 0.59, -0.75),
+    (5 / 3, 0.32, -1.24, 0.30, -0.75),
+    (2, 0.94, 0.58, 0.31, 1.18),
+    (5 / 2, 0.81, -0.55, 0.28, -0.29),
+    (3, 2.64, 2.70, 1.85, -0.81),
+    (7 / 2, 0.36, -0.77, -0.04, -0.92),
+    (4, 2.17, 3.07, 2.10, 0.97),
 )
-_PRIOR_COEFFICIENTS = (-8.75, 2.97, 3.57, -0.82, -4.01)
+_PRIOR_COEFFICIENTS = (-8.70, 2.93, 3.54, -0.32, -3.74)
 
 
 def signals(envelope: Envelope) -> Floats:
     """What is periodic: strength and bands without what is slow, ``[4, frames]``."""
-    rows = np.column_stack([envelope.strength, envelope.bands]).T.astype(np.float64)
-    smooth = ndimage.gaussian_filter1d(rows, _SMOOTH, axis=1, mode="constant")
-    above = np.maximum(smooth - ndimage.uniform_filter1d(smooth, _MEAN, axis=1, mode="nearest"), 0)
-    roots: Floats = np.sqrt(above)
-    return roots
+    return np.stack([_periodic(row.astype(np.float64)) for row in (envelope.strength, *envelope.bands.T)])
+
+
+def _periodic(row: Floats) -> Floats:
+    smooth = ndimage.gaussian_filter1d(row, _SMOOTH, mode="constant")
+    above: Floats = np.maximum(smooth - ndimage.uniform_filter1d(smooth, _MEAN, mode="nearest"), 0)
+    return np.sqrt(above)
 
 
 def starts(frames: int) -> NDArray[np.int64]:

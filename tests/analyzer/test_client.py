@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import grpc
 import numpy as np
 import pytest
-from contrafact.engine.v1.analyzer_pb2 import AnalyzeResponse, AnalyzeSpec
+from contrafact.engine.v1.analyzer_pb2 import AnalyzeReport, AnalyzeResponse, AnalyzeSpec
 
 from servers.analyzer.onsets import Onsets
 from servers.analyzer.server import MAX_ANALYSES, MAX_BACKGROUND
@@ -178,9 +178,11 @@ async def test_neither_a_slow_input_nor_long_work_is_a_failure(analyzer: Analyze
 
     async with Analyzer(analyzer.settings, idle_seconds=3.0) as client:
         await collected(client.analyze(spec_of(band(2)), slow()))
-        long, pitch = band(40), next(number for number, name in ALL.items() if name == "PITCH")
-        spec = spec_of(long, features=[pitch], pitch_method="pyin")
-        await collected(client.analyze(spec, blocks(long)))
+        long, pitch = band(60, channels=1), next(number for number, name in ALL.items() if name == "PITCH")
+        # Many at once, none of which knows anything for seconds.
+        await asyncio.gather(
+            *(collected(client.analyze(spec_of(long, features=[pitch]), blocks(long))) for _ in range(6))
+        )
 
 
 async def test_no_server() -> None:
@@ -258,7 +260,10 @@ async def test_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from servers.analyzer.messages import responses
 
     seconds = tuple(float(second) for second in range(300_000))
-    sent = [*responses(Found(Feature.ONSETS, Onsets(len(seconds), 1.0, seconds))), AnalyzeResponse(report={})]
+    sent = [
+        *responses(Found(Feature.ONSETS, Onsets(len(seconds), 1.0, seconds))),
+        AnalyzeResponse(report=AnalyzeReport()),
+    ]
 
     async def exchange(*_: object) -> AsyncGenerator[AnalyzeResponse, None]:
         for response in sent:

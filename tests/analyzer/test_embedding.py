@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import soxr
 
 from servers.analyzer.embedding import EmbeddingFeature, Embeddings
 from servers.analyzer.frames import Framer, power_spectra
@@ -174,3 +177,13 @@ def test_memory_does_not_grow(pieces: list[Samples]) -> None:
     for _ in range(8):
         feature.process(pieces[0], powers)
         assert len(pickle.dumps(feature)) < 3_500_000  # all that was fed: 50 MB
+
+
+def test_finds_the_place_in_a_real_recording(real_song: Path) -> None:
+    song, rate = soundfile.read(real_song, dtype="float32", frames=60 * 44_100)
+    mono = soxr.resample(song.mean(axis=1), rate, RATE).astype(np.float32)
+    parts = np.array_split(mono, 4)
+    collection = np.array([_embedded(each).track for each in parts])
+    for change in ("transposed +2", "telephone"):
+        nearest = [int(np.argmax(collection @ _embedded(CHANGES[change](each)).track)) for each in parts]
+        assert nearest == [0, 1, 2, 3]

@@ -210,9 +210,10 @@ async def test_bad_streams_are_refused(
 
 async def begun(channel: grpc.aio.Channel, spec: AnalyzeSpec = SPEC, **options: Any) -> Any:
     """A call that the server has taken on."""
-    call = analyzer_pb2_grpc.AnalyzerServiceStub(channel).Analyze(**options)  # type: ignore[call-arg]
-    await call.write(AnalyzeRequest(spec=spec))  # type: ignore[attr-defined]
-    assert (await call.read()).progress == 0  # type: ignore[attr-defined]
+    stub: Any = analyzer_pb2_grpc.AnalyzerServiceStub(channel)
+    call = stub.Analyze(**options)
+    await call.write(AnalyzeRequest(spec=spec))
+    assert (await call.read()).progress == 0
     return call
 
 
@@ -288,7 +289,8 @@ async def test_the_waveform_does_not_wait_for_the_pitch(spare_analyzer: Analyzer
         call = await begun(channel, spec)
         for request in list(requests_of(spec, samples))[1:]:
             await call.write(request)
-        progress, order = [], []
+        progress: list[tuple[int, float]] = []
+        order: list[str] = []
         while not (response := await call.read()).HasField("report"):
             if response.HasField("progress"):
                 progress.append((len(order), response.progress))

@@ -148,6 +148,22 @@ async def jobs_of(database: Any, track: str) -> list[Any]:
     return rows
 
 
+async def in_background(database: Any, track: track_pb2.Track) -> Any:
+    """A job such as a scan makes, which no worker is told of: one finds it within a second."""
+    scan = NewJob(
+        owner="local",
+        request_id=uuid.uuid4(),
+        kind="ANALYZE",
+        priority="BACKGROUND",
+        spec={"track": track.name},
+        track_id=UUID(track.name.split("/")[1]),
+        headers={},
+        lock=locks.of_analysis(track.sha256, ANALYZER),
+    )
+    row, _ = await JobStore(database).create(scan)
+    return row
+
+
 async def test_an_analysis_is_made_when_somebody_asks(
     client: Client, library: Library, database: Any, redis: Any
 ) -> None:
@@ -363,6 +379,23 @@ async def test_waveforms_of_any_stretch(client: Client, library: Library) -> Non
     assert refusal.value.field_violations[0].field == "end_seconds"
 
 
+async def test_a_long_recording_is_the_same_in_two_passes(client: Client, library: Library, database: Any) -> None:
+    """As it is analysed when somebody waits for its waveform, and in one pass, as by a scan."""
+    track = await library.upload(noise(4000 * 370, 2), 4000)
+    heard = await watch(client, track.name, full=True)
+    assert sorted(n for response in heard for n in names(list(response.new_features))) == sorted(NAMES)
+    shape = await client.waveform(track, points=20_000)
+    assert len((await client.waveform(track, start=180.0, end=190.0, points=20_000)).rms) == 1000
+    await database.execute("DELETE FROM analyses WHERE sha256 = $1", track.sha256)
+    row = await in_background(database, track)
+    await (await client.job(f"jobs/{row['id']}")).wait()
+    again = (await ask(client, track.name, view=FULL)).analysis.features
+    for features in (again, whole := heard[-1].analysis.features):
+        features.unknown.sort(key=lambda unknown: unknown.feature)
+    assert again == whole
+    assert await client.waveform(track, points=20_000) == shape
+
+
 async def test_what_is_known_of_twelve_hours_fits_a_message(client: Client, library: Library, database: Any) -> None:
     track = await library.song(5.0)
     await client.analyze(track)
@@ -443,18 +476,7 @@ async def test_who_cancels_may_ask_again(client: Client, library: Library, datab
 
 async def test_somebody_who_waits_overtakes_the_background(client: Client, library: Library, database: Any) -> None:
     track = await library.song(120.0)
-    track_id = UUID(track.name.split("/")[1])
-    scan = NewJob(
-        owner="local",
-        request_id=uuid.uuid4(),
-        kind="ANALYZE",
-        priority="BACKGROUND",
-        spec={"track": track.name},
-        track_id=track_id,
-        headers={},
-        lock=locks.of_analysis(track.sha256, ANALYZER),
-    )
-    row, _ = await JobStore(database).create(scan)
+    row = await in_background(database, track)
     async with asyncio.timeout(30):
         while (await client.job(f"jobs/{row['id']}")).job.state != job_pb2.JOB_STATE_RUNNING:
             await asyncio.sleep(0.05)

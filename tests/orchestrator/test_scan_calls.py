@@ -117,6 +117,12 @@ async def items(api: Stub, scan: analysis_pb2.Scan, **more: Any) -> list[analysi
             return found
 
 
+async def all_begun(api: Stub, scan: analysis_pb2.Scan, tracks: list[str]) -> None:
+    """Wait until all of these have jobs."""
+    while [item.track for item in await items(api, scan) if item.job] != tracks:
+        await asyncio.sleep(0.1)
+
+
 async def test_streamed_names_are_analysed_once(api: Stub, client: Client, tmp_path: Path) -> None:
     tracks = [await upload(client, tmp_path) for _ in range(3)]
     first = opening()
@@ -275,8 +281,7 @@ async def test_who_is_waited_for_overtakes_a_scan(
     await call.write(opening())
     await call.write(names(*tracks))
     scan = await read(call)
-    while not all(item.job for item in await items(api, scan)):
-        await asyncio.sleep(0.1)
+    await all_begun(api, scan, tracks)
     watched = api.WatchAnalysis(analysis_pb2.WatchAnalysisRequest(track=tracks[-1]))
     job = [response.job async for response in watched if response.job][-1]
     assert (await jobs.GetJob(job_pb2.GetJobRequest(name=job))).job.priority == job_pb2.PRIORITY_INTERACTIVE
@@ -296,8 +301,7 @@ async def test_cancelling_a_scan_cancels_its_jobs(
     for message in (opening(), names(*tracks), END):
         await call.write(message)
     scan = await read(call)
-    while not all(item.job for item in await items(api, scan)):
-        await asyncio.sleep(0.1)
+    await all_begun(api, scan, tracks)
     cancelled = (await api.CancelScan(analysis_pb2.CancelScanRequest(name=scan.name))).scan
     assert (cancelled.state, cancelled.HasField("end_time")) == (CANCELLED, True)
     assert await last(call) == cancelled

@@ -51,7 +51,7 @@ class AnalysisCache(Background):
             analysis = analysis_pb2.Analysis.FromString(data)
         except DecodeError:
             return None
-        return analysis 
+        return analysis if is_current(analysis.analyzer) else None
 
     async def put(self, track_id: UUID, owner: str, analysis: analysis_pb2.Analysis) -> None:
         """Keep the analysis of a track, unless that was deleted meanwhile."""

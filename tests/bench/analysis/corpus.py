@@ -45,7 +45,7 @@ def computed(recordings: Iterable[Recording], compute: Callable[[Samples], NDArr
     for recording in recordings:
         groups.setdefault((recording.seed, recording.family, recording.number), []).append(recording)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(_of_piece, groups.values(), [compute] * len(groups), chunksize=4)
+        found = pool.map(_of_piece, groups.values(), [compute] * len(groups))
         return [pair for pairs in found for pair in pairs]
 
 

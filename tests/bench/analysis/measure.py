@@ -14,7 +14,7 @@ from tests.bench.common import keep
 
 # The functions of each part that return rows.
 PARTS = {
-    "levels": ("levels", ("table", "costs")),
+    "levels": ("levels", ("table", "cpu_seconds")),
     "rhythm": ("rhythm", ("table", "costs")),
     "tonal": ("tonal", ("table", "costs")),
     "retrieval": ("retrieval", ("table",)),
