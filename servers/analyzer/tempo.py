@@ -121,6 +121,7 @@ def levels(scores: Floats, path: NDArray[np.int64]) -> tuple[NDArray[np.int64], 
     """The course moved to where it is likeliest as a whole, and how likely each tempo of its middle is."""
     tempi = scores.shape[1]
     centre = int(np.median(path))
+    path = _in_octave(path, centre)
     moves = np.arange(tempi) - centre
     places = path[:, None] + moves[None]
     inside = (places >= 0) & (places < tempi)
@@ -130,6 +131,14 @@ def levels(scores: Floats, path: NDArray[np.int64]) -> tuple[NDArray[np.int64], 
     shares = weights / (weights.sum() + np.exp(-max(float(mean.max()), 0.0)))
     best = int(shares.argmax())
     return np.clip(path + best - centre, 0, tempi - 1), shares
+
+
+def _in_octave(path: NDArray[np.int64], centre: int) -> NDArray[np.int64]:
+    """Without jumps to twice or half the tempo: stretches where beats are counted otherwise, not played faster."""
+    steps = np.log(2) / np.log(GRID[1] / GRID[0])
+    octaves = np.round((path - centre) / steps)
+    moved = np.round(path - octaves * steps).astype(np.int64)
+    return np.where(np.abs(moved - centre) <= _SAME, moved, path)
 
 
 def _near(index: int) -> slice:

@@ -1,9 +1,9 @@
 """How likely each tempo is in each stretch of a recording.
 
-The evidence for a tempo is a weighted sum of the autocorrelations of onset strength, of the whole and in three bands, at
+The evidence for a tempo is a weighted sum of the autocorrelations of onset strength, whole and in three bands, at
 multiples and fractions of its period, and a polynomial of its logarithm. The weights are those of a conditional logit
-model, whose choices are all tempi and "no beat", fitted to 1,250 generated rhythms (drums at random, clicks, strums,
-melodies, walking bass, talk, rubato) that are not those of the benchmark.
+model, whose choices are all tempi and "no beat", fitted to about 1,250 generated rhythms: random drum patterns, clicks,
+strums, melodies, walking bass, talk, rubato.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def _server(name: str, module: str, environment: Mapping[str, str], address: str
         return await serving(address)
 
     arguments = [sys.executable, "-m", module]
-    return Command(name, arguments, _module(environment), ready=ready, stop_seconds=drain_seconds + 5.0)
+    return Command(
+        name, arguments, _module(environment), ready=ready, ready_seconds=60.0, stop_seconds=drain_seconds + 5.0
+    )
 
 
 def worker(environment: Mapping[str, str], name: str, logs: Path, drain_seconds: float) -> Command:

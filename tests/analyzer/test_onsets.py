@@ -55,7 +55,7 @@ def test_what_grows_after_what_is_kept_is_close() -> None:
     onsets, envelope = found(samples)
     assert isinstance(onsets, Onsets)
     strength = librosa.onset.onset_strength(y=samples, sr=RATE)
-    assert np.abs(envelope.strength - strength).max() < 0.02 * strength.max()
+    assert np.abs(envelope.strength - strength).max() < 0.05 * strength.max()
     expected = librosa.onset.onset_detect(
         onset_envelope=strength, sr=RATE, delta=0.06, wait=1, pre_avg=1, post_avg=1, post_max=1
     )

@@ -7,8 +7,9 @@ scan); it may miss some. Vectors are of 16-bit floats in both: similarities are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from contrafact.v1 import search_pb2
@@ -19,7 +20,7 @@ from servers.orchestrator.search.examples import Target, target_of
 from servers.orchestrator.search.filters import Conditions, conditions_of
 from servers.orchestrator.search.vectors import Segments, Vector
 from servers.platform.settings import Settings
-from servers.storage.database import Connection, Pool, Row
+from servers.storage.database import Pool, Row
 
 CANDIDATES = 200  # that the index keeps while it looks: the more, the less is missed
 MOST_CANDIDATES = 1000  # that pgvector allows
@@ -30,7 +31,6 @@ _INDEX_SETTINGS = {
     "hnsw.iterative_scan": "relaxed_order",
     "enable_sort": "off",  # of all that pass; what the index found is sorted all the same
     "enable_seqscan": "off",
-    "plan_cache_mode": "force_custom_plan",
 }
 _HITS = f"""
 SELECT {TRACK_COLUMNS}, s.bpm, s.key, s.loudness
@@ -86,20 +86,21 @@ class Searcher:
         conditions.add("s.model = {}", self.model)
         found = None if exact else await self._by_index(conditions, target.vector, limit)
         if found is None:
-            found = await self._one_by_one(conditions, target.vector, limit)
+            filtered = query.filter != search_pb2.TrackFilter()
+            found = await self._one_by_one(conditions, target.vector, limit, filtered)
         least = query.min_similarity if query.HasField("min_similarity") else -1.0
         return [one for one in found if one.similarity >= least]
 
     async def _by_index(self, conditions: Conditions, vector: Vector, limit: int) -> list[Found] | None:
         """None: the index is not worth its while, or gave too few."""
         # Of n tracks that pass, the index must give about limit * total / n of all to find enough of them.
-        many = await self._pool.fetchval(
+        ((many,),) = await self._fetch(
             f"""WITH worth AS (
                     SELECT greatest({self._exact_tracks}, sqrt({self._comparisons * limit} * greatest(reltuples, 0)))
                            ::bigint AS tracks FROM pg_class WHERE oid = 'sounds'::regclass),
                 passing AS (SELECT 1 FROM sounds s WHERE {conditions.sql} LIMIT (SELECT tracks + 1 FROM worth))
                 SELECT (SELECT count(*) FROM passing) > tracks FROM worth""",
-            *conditions.values,
+            conditions.values,
         )
         if not many:
             return None
@@ -109,17 +110,26 @@ class Searcher:
                       WHERE {conditions.sql} ORDER BY {distance} LIMIT {limit})
                   SELECT track_id, -distance FROM near ORDER BY distance, track_id"""
         candidates = min(max(CANDIDATES, 2 * limit), MOST_CANDIDATES)
-        async with self._pool.acquire() as connection, connection.transaction(readonly=True):
-            await _set_local(connection, {**_INDEX_SETTINGS, "hnsw.ef_search": str(candidates)})
-            rows = await connection.fetch(sql, *conditions.values, vector.tolist())
+        settings = {**_INDEX_SETTINGS, "hnsw.ef_search": str(candidates)}
+        rows = await self._fetch(sql, [*conditions.values, vector.tolist()], settings)
         return _found(rows) if len(rows) == limit else None
 
-    async def _one_by_one(self, conditions: Conditions, vector: Vector, limit: int) -> list[Found]:
-        # In this order, which the index does not know.
-        distance = f"s.embedding <#> ${len(conditions.values) + 1}::real[]::halfvec(512)"
-        sql = f"""SELECT s.track_id, -({distance}) AS similarity
-                  FROM sounds s WHERE {conditions.sql} ORDER BY similarity DESC, track_id LIMIT {limit}"""
-        return _found(await self._pool.fetch(sql, *conditions.values, vector.tolist()))
+    async def _one_by_one(self, conditions: Conditions, vector: Vector, limit: int, filtered: bool) -> list[Found]:
+        similarity = f"-(s.embedding <#> ${len(conditions.values) + 1}::real[]::halfvec(512)) AS similarity"
+        ordered = f"ORDER BY similarity DESC, track_id LIMIT {limit}"  # an order that the index does not know
+        sql = f"SELECT s.track_id, {similarity} FROM sounds s WHERE {conditions.sql} {ordered}"
+        if filtered:  # by the index on owners, which knows what is filtered by: the rows with vectors are large
+            sql = f"""WITH passing AS MATERIALIZED (SELECT s.track_id FROM sounds s WHERE {conditions.sql})
+                      SELECT s.track_id, {similarity} FROM passing JOIN sounds s USING (track_id) {ordered}"""
+        return _found(await self._fetch(sql, [*conditions.values, vector.tolist()]))
+
+    async def _fetch(self, sql: str, values: Sequence[Any], settings: Mapping[str, str] | None = None) -> list[Row]:
+        """Rows, by a plan for these very values: owners have a few tracks or a million."""
+        chosen = {"plan_cache_mode": "force_custom_plan", **(settings or {})}
+        calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in chosen.items())
+        async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+            await connection.execute(f"SELECT {calls}")
+            return await connection.fetch(sql, *values)
 
     async def hits(self, owner: str, found: Sequence[Found], vector: Vector | None) -> list[search_pb2.TrackHit]:
         """What there is to say of tracks that were found, in their order; without those deleted since.
@@ -147,12 +157,6 @@ class Searcher:
 
 def _found(rows: Sequence[Row]) -> list[Found]:
     return [Found(track_id, min(1.0, max(-1.0, similarity))) for track_id, similarity in rows]
-
-
-async def _set_local(connection: Connection, values: dict[str, str]) -> None:
-    """Settings of this transaction, in one round trip."""
-    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in values.items())
-    await connection.execute(f"SELECT {calls}")
 
 
 def _hit(row: Row, similarity: float, best_start: float | None) -> search_pb2.TrackHit:
