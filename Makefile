@@ -1,4 +1,4 @@
-# make demo [SONG=path]   set up, start everything, give a song another voice and take it apart
+# make demo [SONG=path]   set up, start everything, give a song another voice, take it apart, say what it sounds like
 # make test               set up, run every test that needs no GPU
 # make fault              break everything, hundreds of times: half an hour (FAULT_SEED, FAULT_ROUNDS)
 

@@ -66,9 +66,11 @@ def _work(song: Path, out: Path, singer: Singer, address: str) -> int:
     """What a user does, with the command; the exit status of the first that fails."""
     work = [
         ["voices", "import", str(singer.file), "--name", NAME],
-        # While it is made, from the song to the mix; then the stems; then a cover that needs no separation any more.
+        # While it is made, from the song to the mix; then the stems; what it sounds like; and a cover that needs no
+        # separation any more.
         ["cover", str(song), "--voice", NAME, "--output", str(out / "cover.opus")],
         ["separate", str(song), "--output", str(out), "--stems", "all"],
+        ["analyze", str(song)],
         ["cover", str(song), "--voice", NAME, "--key", "-12", "--output", str(out / "cover-low.flac"), "--no-live"],
     ]
     environment = {**os.environ, "CONTRAFACT_ADDRESS": address}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from tests.bench import cover, jobs, memory, parity, pool, priority, rvc, scale, search, soak, speed
+from tests.bench.analysis import measure as analysis
 
 ALL = {
     "parity": parity.measure,
@@ -18,6 +19,7 @@ ALL = {
     "jobs": jobs.measure,
     "priority": priority.measure,
     "scale": scale.measure,
+    "analysis": analysis.measure,
     "search": search.measure,
     "soak": soak.measure,
 }

@@ -28,16 +28,16 @@ Row = dict[str, Any]
 def measure() -> None:
     """Measure all parts, or those that PARTS names."""
     chosen = os.environ.get("PARTS", ",".join(PARTS)).split(",")
-    results: dict[str, dict[str, list[Row]]] = {}
     for part in chosen:
+        results: dict[str, list[Row]] = {}
         name, functions = PARTS[part]
         module = importlib.import_module(f"tests.bench.analysis.{name}")
         for function in functions:
             begin = time.perf_counter()
             rows = getattr(module, function)()
             print(f"{part} {function} ({time.perf_counter() - begin:.0f} s):\n{_text(rows)}", flush=True)
-            results.setdefault(part, {})[function] = rows
-    keep("analysis" if len(chosen) == len(PARTS) else f"analysis-{'-'.join(chosen)}", results)
+            results[function] = rows
+        keep(f"analysis-{part}", results)
 
 
 def _text(rows: list[Row]) -> str:
