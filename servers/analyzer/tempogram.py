@@ -46,6 +46,7 @@ _WEIGHTS = (  # lag in beats; weights of the whole, below 200 Hz, to 2 kHz, abov
     (7 / 2, 0.36, -0.77, -0.04, -0.92),
     (4, 2.17, 3.07, 2.10, 0.97),
 )
+RATIOS = tuple(ratio for ratio, *_ in _WEIGHTS)
 _PRIOR_COEFFICIENTS = (-8.70, 2.93, 3.54, -0.32, -3.74)
 
 

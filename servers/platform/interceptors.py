@@ -27,6 +27,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # Public to everybody: they say nothing about anyone's data.
 _OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
+_VIOLATIONS_TOLD = 20
+
 _validator = protovalidate.Validator()
 
 
@@ -35,7 +37,11 @@ def validate(message: Message) -> None:
     violations = _validator.collect_violations(message)
     if not violations:
         return
-    fields = [(_path(violation.proto), violation.proto.message or violation.proto.rule_id) for violation in violations]
+    # Some of them: all that are wrong of a long list would not fit in what a client receives.
+    fields = [
+        (_path(violation.proto), violation.proto.message or violation.proto.rule_id)
+        for violation in violations[:_VIOLATIONS_TOLD]
+    ]
     first = fields[0]
     raise ApiError(
         grpc.StatusCode.INVALID_ARGUMENT,

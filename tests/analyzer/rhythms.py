@@ -212,6 +212,14 @@ def notes(bpm: float, seconds: float, random: Random, *, meter: int = 4, noise: 
     return _rhythm(band, times, bpm, meter, random, noise)
 
 
+def mixed(*parts: tuple[Rhythm, float]) -> Rhythm:
+    """Rhythms of one clock at once, each with its gain; beats and bars are those of the first."""
+    first = parts[0][0]
+    samples = np.sum([gain * rhythm.samples for rhythm, gain in parts], axis=0)
+    samples /= max(1.0, float(np.abs(samples).max()))
+    return Rhythm(samples.astype(np.float32), first.bpm, first.beats, first.downbeats)
+
+
 def without_beat(kind: str, seconds: float, random: Random) -> Rhythm:
     """Noise, a drone, talk-like bursts, rubato or single strokes far apart."""
     band = Band(seconds, random)

@@ -329,7 +329,7 @@ async def test_examples_that_cannot_be(search: Search, sounds: Sounds, kind: str
         (TrackQuery(examples=[embedded(np.ones(511))]), "EMBEDDING_SIZE_MISMATCH"),
         (TrackQuery(examples=[embedded(np.ones(4096))]), "EMBEDDING_SIZE_MISMATCH"),
         (TrackQuery(examples=[embedded(np.zeros(512))]), "EMBEDDING_ZERO"),
-        (TrackQuery(examples=[embedded(np.append(np.ones(511), np.nan))]), "INVALID_FIELD"),
+        (TrackQuery(examples=[embedded(np.full(512, np.nan))]), "INVALID_FIELD"),
         (TrackQuery(examples=[embedded(np.append(np.ones(511), np.inf))]), "INVALID_FIELD"),
         (TrackQuery(examples=[Example()]), "INVALID_FIELD"),
         (TrackQuery(examples=[embedded(sound(a=1), float("nan"))]), "INVALID_FIELD"),

@@ -27,8 +27,7 @@ from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
-from servers.orchestrator.search.index import index_track
-from servers.orchestrator.tracks.register import clean_name
+from servers.orchestrator.tracks.register import clean_name, normal_tags
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
@@ -133,7 +132,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             track_id,
             unicodedata.normalize("NFC", request.display_name_contains),  # as names are
             limit + 1,
-            list(request.tags),
+            normal_tags(request.tags),
         )
         token = ""
         if len(rows) > limit:
@@ -146,10 +145,8 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
     ) -> track_pb2.UpdateTrackResponse:
         changes = _changes(request.track, request.update_mask.paths)
         found = await find_track(self._pool, request.track.name)
-        async with self._pool.acquire() as connection, connection.transaction():
-            for column, value in changes.items():
-                await connection.execute(f"UPDATE tracks SET {column} = $2 WHERE id = $1", found["id"], value)
-            await index_track(connection, found["id"])
+        columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, 2))
+        await self._pool.execute(f"UPDATE tracks SET {columns} WHERE id = $1", found["id"], *changes.values())
         row = await find_track(self._pool, request.track.name)
         job = None
         if "marks" in changes and row["marks"]:
@@ -223,7 +220,7 @@ def _changes(message: track_pb2.Track, paths: Sequence[str]) -> dict[str, Any]:
     """Columns to change, and their values."""
     values: dict[str, Any] = {
         "display_name": clean_name(message.display_name),
-        "tags": list(message.tags),
+        "tags": normal_tags(message.tags),
         "marks": marks.names(message.marks),
     }
     check_mask(paths, values)

@@ -11,6 +11,7 @@ from uuid import UUID
 from contrafact.v1 import search_pb2
 
 from servers.orchestrator.search.camelot import neighbours, position
+from servers.orchestrator.tracks.register import normal_tags
 from servers.platform.errors import invalid
 
 
@@ -60,7 +61,7 @@ def conditions_of(given: search_pb2.TrackFilter, owner: str, without: Iterable[U
             found.add(f"s.{column} >= {{}}", getattr(given, low))
         if given.HasField(high):  # type: ignore[arg-type]
             found.add(f"s.{column} <= {{}}", getattr(given, high))
-    _add_tags(found, given.tags, given.without_tags)
+    _add_tags(found, normal_tags(given.tags), normal_tags(given.without_tags))
     if excluded := {*without, *ids_of(given.exclude)}:
         # A sub-select is hashed whatever the plan; "<> ALL" may compare with each of thousands.
         found.add("s.track_id NOT IN (SELECT unnest({}::uuid[]))", sorted(excluded))

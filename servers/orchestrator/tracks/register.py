@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ async def _insert_track(connection: Connection, new: NewTrack) -> tuple[UUID, bo
         new.owner,
         clean_name(new.display_name),
         new.sha256,
-        list(new.tags),
+        normal_tags(new.tags),
     )
     if created is not None:
         await index_track(connection, created)
@@ -143,6 +143,11 @@ def check_head(head: bytes, size: int) -> None:
     except MediaError as error:
         if error.reason in (Reason.NOT_AUDIO, Reason.UNSUPPORTED_CONTAINER):
             raise
+
+
+def normal_tags(tags: Iterable[str]) -> list[str]:
+    """Tags in the one form (NFC) in which they are stored and looked for, each once."""
+    return list(dict.fromkeys(unicodedata.normalize("NFC", tag) for tag in tags))
 
 
 def clean_name(name: str) -> str:
