@@ -67,7 +67,8 @@ def _list(cache: Path | None) -> None:
             state = str(path(name, cache=cache))
         except WeightsError:
             state = "not cached"
-        print(f"{name}\t{entry.size / 1e6:.1f} MB\t{entry.licence}\t{state}")
+        size = f"{entry.size / 1e6:.1f} MB" if entry.size else "any size"
+        print(f"{name}\t{size}\t{entry.licence}\t{state}")
 
 
 if __name__ == "__main__":

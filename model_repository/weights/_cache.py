@@ -72,7 +72,7 @@ def fetch(name: str, force: bool = False, cache: Path | None = None) -> Path:
                 say(f"{name}: {source.kind}: {error}")
                 reasons.append(f"{source.kind}: {error}")
                 continue
-            say(f"{name}: {file} ({wanted.size / 1e6:.0f} MB) from {source.kind}, verified")
+            say(f"{name}: {file} ({file.stat().st_size / 1e6:.0f} MB) from {source.kind}, verified")
             return file
     raise WeightsError(f"no source has weights {name!r}: " + "; ".join(reasons))
 
@@ -83,7 +83,7 @@ def _install(source: Source, wanted: WeightSet, file: Path) -> None:
         raw = obtain(source, temporary, wanted.limit)
         say(f"{wanted.name}: verifying {raw.name} from {source.kind}")
         made = temporary / "canonical"
-        if raw.stat().st_size == wanted.size and sha256(raw) == wanted.sha256:
+        if wanted.size in (None, raw.stat().st_size) and sha256(raw) == wanted.sha256:
             if raw.is_relative_to(temporary):
                 raw.rename(made)
             else:

@@ -29,12 +29,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def verify(file: Path, size: int, digest: str, shown: object = None) -> None:
-    """Raise `WeightsCorrupt` unless ``file`` has ``size`` bytes and the SHA-256 ``digest``.
+def verify(file: Path, size: int | None, digest: str, shown: object = None) -> None:
+    """Raise `WeightsCorrupt` unless ``file`` has ``size`` bytes (None: any number) and the SHA-256 ``digest``.
 
     ``shown`` replaces the path in the message, for files whose temporary name says nothing.
     """
-    if (actual_size := file.stat().st_size) != size:
+    if (actual_size := file.stat().st_size) != size and size is not None:
         raise WeightsCorrupt(shown or file, "size", f"{size} bytes", f"{actual_size} bytes")
     if (actual := sha256(file)) != digest:
         raise WeightsCorrupt(shown or file, "sha256", digest, actual)

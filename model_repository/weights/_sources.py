@@ -64,7 +64,7 @@ def _object_store(options: Mapping[str, Any], folder: Path, limit: int) -> Path:
     if not base:
         raise SourceUnavailable("no object store (CONTRAFACT_WEIGHTS_URL is not set)")
     url = f"{base.rstrip('/')}/{options['key']}"
-    out = folder / Path(options["key"]).name
+    out = folder / Path(urlsplit(url).path).name  # without what a presigned URL ends with
     until = time.monotonic() + DOWNLOAD_SECONDS
     (_s3 if url.startswith("s3://") else download)(url, out, limit, until)
     return out
