@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from network import Network, Samples
 
-MOST = 64  # windows in a request
+MOST = 8  # windows in a request
 
 
 def answer(requests: Sequence[Any], network: Network) -> list[Any]:

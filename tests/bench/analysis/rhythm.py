@@ -112,12 +112,18 @@ def cases() -> Iterator[tuple[str, Rhythm]]:
             melody = notes(bpm, SECONDS, random, meter=len(groove["kick"]) // 4, swing=swing)
             yield "band, melody", mixed((band, 1.0), (melody, 0.7))
     for seed in range(6):
-        mix = np.sum([stem.mean(axis=0) for stem in make_stems(sample_rate=RATE, seed=seed).values()], axis=0)
-        yield "synthetic song", Rhythm(mix.astype(np.float32), SONG_BPM, np.arange(0, 12, 60 / SONG_BPM))
+        yield "synthetic song", song(SECONDS, seed)
     for number, kind in enumerate(("noise", "drone", "talk", "rubato", "strokes") * 3):
         yield "no beat", without_beat(kind, SECONDS, np.random.default_rng(90_000 + number))
     for number in range(5):
         yield "no beat", rain(SECONDS, np.random.default_rng(95_000 + number))
+
+
+def song(seconds: float, seed: int) -> Rhythm:
+    """The project's own, heard as the analyzer hears files."""
+    mix = np.sum([stem.mean(axis=0) for stem in make_stems(seconds=seconds, seed=seed).values()], axis=0)
+    samples = librosa.resample(mix.astype(np.float32), orig_sr=44_100, target_sr=RATE)
+    return Rhythm(samples, SONG_BPM, np.arange(0, seconds, 60 / SONG_BPM), np.arange(0, seconds, 240 / SONG_BPM))
 
 
 def rain(seconds: float, random: np.random.Generator) -> Rhythm:
