@@ -21,7 +21,7 @@ Redis holds no only copy of anything:
 ``job:{job}:events``                                    stream of the job's events (protobuf ``JobEvent``)
 ``{Kind}Ready:{track}``                                 channel: a job of this kind, whose name is the message, has
                                                         succeeded (``SeparateReady:…``, ``CoverReady:…``,
-                                                        ``AnalysisReady:…``)
+                                                        ``AnalysisReady:…``, ``ImportReady:…``)
 ``analysis:{track}``                                    an analysis that was read lately: the track's owner, a NUL and
                                                         protobuf ``Analysis``; empty: the track is being deleted
 ``analyzing:{sha256}:{analyzer}``                       stream of what is known of a recording that is being analysed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,6 +126,44 @@ async def test_a_mark_has_its_stems_made_once(
     job = await (await client.job(answer.jobs[0])).wait()
     assert sorted(artifact.name.split(".")[-2] for artifact in job.artifacts) == ["bass", "drums", "other"]
     assert (await tracks.GetTrack(track_pb2.GetTrackRequest(name=track.name))).track.is_separated
+
+
+async def test_marks_one_after_the_other_make_no_stem_twice(
+    client: Client, tracks: track_pb2_grpc.TrackServiceAsyncStub, track: track_pb2.Track
+) -> None:
+    both = [track_pb2.MARK_STUDIO, track_pb2.MARK_KARAOKE]
+    jobs: set[str] = set()
+    for marks in (both[:1], both, both):
+        jobs |= set((await tracks.UpdateTrack(update(track, "marks", marks=marks))).jobs)
+    stems = [stem for job in jobs for stem in (await (await client.job(job)).wait()).separation.stems]
+    assert len(stems) == len(set(stems)) == 5
+    assert (await tracks.GetTrack(track_pb2.GetTrackRequest(name=track.name))).track.is_separated
+
+
+async def test_a_mark_that_cannot_be_kept_is_not_tried_again_and_again(
+    stems: stem_pb2_grpc.StemServiceAsyncStub,
+    tracks: track_pb2_grpc.TrackServiceAsyncStub,
+    settings: Settings,
+    track: track_pb2.Track,
+) -> None:
+    marked = await tracks.UpdateTrack(update(track, "marks", marks=[track_pb2.MARK_KARAOKE]))
+    pool = await connect(settings)
+    try:
+        while await pool.fetchval("SELECT count(*) FROM stems WHERE sha256 = $1", track.sha256) < 2:
+            await asyncio.sleep(0.1)
+        await pool.execute("DELETE FROM stems WHERE sha256 = $1", track.sha256)
+        await pool.execute(
+            """UPDATE jobs SET state = 'FAILED', ended_at = now(), error = '{"reason": "CORRUPT", "message": "",
+               "retryable": false}' WHERE id = $1""",
+            uuid.UUID(marked.jobs[0].removeprefix("jobs/")),
+        )
+    finally:
+        await pool.close()
+    name = f"{track.name}/stems/htdemucs-1.vocals.flac"
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stems.GetStem(stem_pb2.GetStemRequest(name=name))
+        assert refusal(caught.value)[1]["job"] == marked.jobs[0]
 
 
 async def test_idle_stems_of_a_mark_are_removed_and_made_again_on_demand(

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from servers.orchestrator.analyses.features import is_current
 from servers.orchestrator.analyses.quick import QuickRedis
 from servers.orchestrator.jobs.events import AWAY
+from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.platform.tasks import Background
 from servers.storage import keys
@@ -35,6 +36,7 @@ class AnalysisCache(Background):
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = QuickRedis(redis)
         self._seconds = settings.analysis_cache_seconds
+        self._model = settings.embedding_model
         self._forgetting: dict[UUID, float] = {}  # until when it matters
         self._wanted = asyncio.Event()
 
@@ -51,7 +53,7 @@ class AnalysisCache(Background):
             analysis = analysis_pb2.Analysis.FromString(data)
         except DecodeError:
             return None
-        return analysis if is_current(analysis.analyzer) else None
+        return analysis if is_current(analysis.analyzer, analysis.features, self._model) else None
 
     async def put(self, track_id: UUID, owner: str, analysis: analysis_pb2.Analysis) -> None:
         """Keep the analysis of a track, unless that was deleted meanwhile."""
@@ -80,7 +82,8 @@ class AnalysisCache(Background):
                 try:
                     if time.monotonic() < until:
                         await self._forget(track_id)
-                except AWAY:
+                except Exception as error:  # whatever it is, the next round must come
+                    telemetry.log().warning("analysis not forgotten yet", error=type(error).__name__)
                     break
                 del self._forgetting[track_id]
             if not self._forgetting:

@@ -28,8 +28,11 @@ from contrafact.v1 import (
     voice_pool_pb2_grpc,
 )
 
+from servers.analyzer.version import EMBEDDINGS
 from servers.inference.conversion import Converter
+from servers.inference.embedding import Embedder
 from servers.inference.keeper import PROBE_TIMEOUT, ModelKeeper
+from servers.inference.models import EMBEDDER
 from servers.inference.triton import Triton, TritonError
 from servers.inference.voices import VoiceModel
 from servers.orchestrator.analyses.cache import AnalysisCache
@@ -48,6 +51,7 @@ from servers.orchestrator.api.uploads import Uploads
 from servers.orchestrator.api.voice_pool import VoicePoolService
 from servers.orchestrator.api.voices import VoiceService
 from servers.orchestrator.engines.analyzer import Analyzer
+from servers.orchestrator.engines.embedder import LearnedEmbeddings, Listener
 from servers.orchestrator.jobs.events import JobEvents
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.hub import EventHub
@@ -110,8 +114,12 @@ async def serve(config: Settings) -> None:
             voice_store, reports, voice_model, Converter(triton, voice_keeper, config), config
         )
         partial, scans = PartialAnalyses(redis), ScanStore(pool, store)
-        analyses = AnalysisService(pool, store, views, creator, hub, AnalysisStore(pool), partial, cache, scans)
-        analyzer = await stack.enter_async_context(Analyzer(config))
+        analysis_store = AnalysisStore(pool, config.embedding_model)
+        analyses = AnalysisService(pool, store, views, creator, hub, analysis_store, partial, cache, scans)
+        listener: Listener = await stack.enter_async_context(Analyzer(config))
+        if config.embedding_model != EMBEDDINGS:
+            embedder = Embedder(triton, ModelKeeper(triton, EMBEDDER, config), config)
+            listener = LearnedEmbeddings(embedder, patient=False)
         services = [
             _service("TrackService", track_pb2, track_pb2_grpc, tracks),
             _service("StemService", stem_pb2, stem_pb2_grpc, stems),
@@ -121,7 +129,7 @@ async def serve(config: Settings) -> None:
             _service("CoverService", cover_pb2, cover_pb2_grpc, covers),
             _service("ConversionService", conversion_pb2, conversion_pb2_grpc, conversion),
             _service("AnalysisService", analysis_pb2, analysis_pb2_grpc, analyses),
-            _service("SearchService", search_pb2, search_pb2_grpc, SearchService(pool, config, analyzer)),
+            _service("SearchService", search_pb2, search_pb2_grpc, SearchService(pool, config, listener)),
         ]
         server = Server(config, services, OUTAGES)
         port = await server.start()

@@ -14,7 +14,6 @@ from contrafact.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 
 from servers.analyzer.album import album_loudness
 from servers.analyzer.loudness import Histogram
-from servers.analyzer.version import ANALYZER
 from servers.analyzer.waveform import Peaks, reduced
 from servers.orchestrator.analyses.cache import AnalysisCache
 from servers.orchestrator.analyses.features import Feature, told
@@ -37,6 +36,7 @@ from servers.storage.database import Pool, Row
 
 _NAMESPACE = UUID("0a4bb1c6-6f3c-4e0e-9b52-1f0a3a6c2d45")
 _STANDS = dt.timedelta(seconds=60)
+_RENEWED = dt.timedelta(hours=1)  # so often, at most, an old analysis is made anew
 _PAUSE_SECONDS = 0.1  # between two looks of one watcher
 _PROGRESS_SECONDS = 1.0  # between two messages of nothing but progress
 _POINTS = 1000  # of a waveform, unless others are asked for
@@ -141,7 +141,8 @@ class AnalysisService(ScanMethods, analysis_pb2_grpc.AnalysisServiceServicer):
     async def _ask(self, name: str, *, full: bool, begin: bool) -> tuple[Found, job_pb2.Job | None]:
         """The track with its analysis; or with the job that is at it, which is begun if need be and ``begin``.
 
-        An analysis of an older version is as good as any until the new one, which is begun in the background, is there.
+        One of an older version, or with another model's embedding, is as good as any until the new one, which is begun in
+        the background, is there.
         """
         job = None
         for _ in range(3):  # a job that succeeds between the two look-ups has made an analysis
@@ -185,18 +186,28 @@ class AnalysisService(ScanMethods, analysis_pb2_grpc.AnalysisServiceServicer):
         return await self._create(found, str(row["id"]) if row else "", job_pb2.PRIORITY_INTERACTIVE)
 
     async def _renew(self, found: Found) -> None:
-        """Have the analysis made anew in the background; tried once for each version."""
-        with suppress(ApiError):  # too many jobs wait: another time
-            await self._create(found, "renewal", job_pb2.PRIORITY_BACKGROUND)
+        """Have the analysis made anew in the background, unless that was tried lately or many jobs wait."""
+        newest = await self._pool.fetchrow(
+            """SELECT id, coalesce(ended_at > now() - $3::interval, true) AS tried FROM jobs
+               WHERE track_id = $1 AND owner = $2 AND kind = 'ANALYZE' ORDER BY created_at DESC, id DESC LIMIT 1""",
+            found.track_id,
+            principal().id,
+            _RENEWED,
+        )
+        # Reading many tracks must not use up what their owner may have others wait for.
+        if (newest is not None and newest["tried"]) or await self._creator.is_crowded():
+            return
+        with suppress(ApiError):  # the queue is full: another time
+            await self._create(found, f"renewal {newest and newest['id']}", job_pb2.PRIORITY_BACKGROUND)
 
     async def _create(self, found: Found, request: str, priority: job_pb2.Priority.ValueType) -> job_pb2.Job:
         name = found.analysis.track
 
         async def subject() -> Subject:
             track = await find_track(self._pool, name)
-            return Subject(track["id"], None, locks.of_analysis(track["sha256"], ANALYZER))
+            return Subject(track["id"], None, locks.of_analysis(track["sha256"], self._analyses.version))
 
-        request_id = str(uuid5(_NAMESPACE, f"{name} {ANALYZER} {request}"))
+        request_id = str(uuid5(_NAMESPACE, f"{name} {self._analyses.version} {request}"))
         return await self._creator.create("ANALYZE", job_pb2.AnalysisSpec(track=name), request_id, priority, subject)
 
     async def _growing(

@@ -101,6 +101,11 @@ class JobCreator:
             )
         return await self._views.job(row)
 
+    async def is_crowded(self) -> bool:
+        """Whether half as many jobs of the caller wait as may."""
+        half = self._settings.max_queued_jobs_per_owner // 2
+        return await self._store.waiting(principal().id, half) >= half
+
     async def _admit(self, owner: str, priority: str) -> None:
         """RESOURCE_EXHAUSTED if too many jobs wait already: a moment ago in all, or of this owner's now."""
         if self._load.queued(priority) >= self._settings.max_queued_jobs:

@@ -36,13 +36,16 @@ class MarkedStems:
         track: Row,
         priority: job_pb2.Priority.ValueType,
         audio_format: audio_pb2.AudioFormat.ValueType = audio_pb2.AUDIO_FORMAT_FLAC,
-    ) -> str | None:
-        """The job, "jobs/{id}", that makes the stems of a track's marks in this format; None: they are there.
+    ) -> dict[str, str]:
+        """Have the stems of a track's marks made that are missing in this format.
 
         Args:
             track: A row of TRACK_COLUMNS.
             priority: Who waits for them.
             audio_format: How they are encoded.
+
+        Returns:
+            For each of them the job, "jobs/{id}", that makes it, or has just failed to for good.
         """
         spec = job_pb2.SeparationSpec(track=f"tracks/{track['id']}", format=audio_format, model=self._settings.model)
         stored = await self._pool.fetch(
@@ -52,24 +55,40 @@ class MarkedStems:
             messages.audio_format(audio_format).value,
         )
         missing = marked_stems(track["marks"]) - {row["stem"] for row in stored}
-        if not missing:
-            return None
-        spec.stems.extend(messages.STEMS[stem] for stem in sorted(missing))
-        lock = locks.of_separation(track["sha256"], spec)
-        at_it = await self._pool.fetchval(
-            """SELECT id FROM jobs WHERE lock = $1 AND track_id = $2 AND state IN ('QUEUED', 'RUNNING')
-               AND priority >= $3 AND NOT cancel_requested LIMIT 1""",
-            lock,
+        jobs = {stem: job for stem, job in (await self._at_it(track, spec, priority)).items() if stem in missing}
+        rest = missing - jobs.keys()
+        if rest:
+            spec.stems.extend(messages.STEMS[stem] for stem in sorted(rest))
+
+            async def subject() -> Subject:
+                return Subject(track["id"], None, locks.of_separation(track["sha256"], spec))
+
+            job = await self._creator.create("SEPARATE", spec, str(uuid4()), priority, subject)
+            jobs |= dict.fromkeys(rest, job.name)
+        return jobs
+
+    async def _at_it(
+        self, track: Row, spec: job_pb2.SeparationSpec, priority: job_pb2.Priority.ValueType
+    ) -> dict[str, str]:
+        """Which job makes a stem, of those of at least this priority; a failure for good stands for a minute."""
+        rows = await self._pool.fetch(
+            """SELECT id, spec FROM jobs
+               WHERE track_id = $1 AND owner = $2 AND kind = 'SEPARATE'
+                 AND spec ->> 'model' = $3 AND spec ->> 'format' = $4
+                 AND (state IN ('QUEUED', 'RUNNING') AND NOT cancel_requested AND priority >= $5
+                      OR state = 'FAILED' AND NOT (error ->> 'retryable')::boolean
+                         AND ended_at > now() - interval '1 minute')""",
             track["id"],
+            track["owner"],
+            spec.model,
+            audio_pb2.AudioFormat.Name(spec.format),
             job_pb2.Priority.Name(priority).removeprefix("PRIORITY_"),  # INTERACTIVE is greater than BACKGROUND
         )
-        if at_it is not None:
-            return f"jobs/{at_it}"
-
-        async def subject() -> Subject:
-            return Subject(track["id"], None, lock)
-
-        return (await self._creator.create("SEPARATE", spec, str(uuid4()), priority, subject)).name
+        return {
+            messages.STEM_NAMES[audio_pb2.StemKind.Value(stem)]: f"jobs/{row['id']}"
+            for row in rows
+            for stem in row["spec"]["stems"]
+        }
 
     async def find(self, name: str) -> tuple[str, Row]:
         """The name of the track and the row of the caller's stem of that resource name.
@@ -95,18 +114,17 @@ class MarkedStems:
                 and parts[0] == versioned(self._settings.model)
                 and parts[1] in marked_stems(track["marks"])
             ):
-                await self._have_made(track, name, parts[2])
+                await self._have_made(track, name, *parts[1:])
         raise not_found("stem", name)
 
-    async def _have_made(self, track: Row, name: str, extension: str) -> None:
+    async def _have_made(self, track: Row, name: str, stem: str, extension: str) -> None:
         for encoding in AudioFormat:
-            if encoding.extension != extension:
-                continue
-            job = await self.prepare(track, job_pb2.PRIORITY_INTERACTIVE, messages.FORMATS[encoding])
-            if job is not None:
-                raise ApiError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "STEM_BEING_MADE",
-                    f"{name} is being made; watch {job}",
-                    metadata={"job": job},
-                )
+            if encoding.extension == extension:
+                jobs = await self.prepare(track, job_pb2.PRIORITY_INTERACTIVE, messages.FORMATS[encoding])
+                if stem in jobs:
+                    raise ApiError(
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                        "STEM_BEING_MADE",
+                        f"{name} is being made; watch {jobs[stem]}",
+                        metadata={"job": jobs[stem]},
+                    )

@@ -11,7 +11,7 @@ import grpc
 from contrafact.v1 import search_pb2, search_pb2_grpc
 
 from servers.orchestrator.api.resources import check_mask, page_limit, read_time_token, resource_id, write_token
-from servers.orchestrator.engines.analyzer import Analyzer
+from servers.orchestrator.engines.embedder import Listener
 from servers.orchestrator.search import camelot, playlists
 from servers.orchestrator.search.clips import Clips
 from servers.orchestrator.search.examples import analyzed_tracks, check_query
@@ -31,10 +31,10 @@ MAX_RADIOS = 256  # at once in one API server, each of up to two megabytes
 class SearchService(search_pb2_grpc.SearchServiceServicer):
     """Searches, radios, orders and smart playlists."""
 
-    def __init__(self, pool: Pool, settings: Settings, analyzer: Analyzer) -> None:
+    def __init__(self, pool: Pool, settings: Settings, listener: Listener) -> None:
         self._pool = pool
         self._searcher = Searcher(pool, settings)
-        self._clips = Clips(settings, analyzer)
+        self._clips = Clips(settings, listener)
         self._playlists = playlists.PlaylistStore(pool)
         self._radios = 0
         self._ordering = asyncio.Semaphore(1)  # it takes up to a second of a core

@@ -119,20 +119,21 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             "\0" in text for text in (request.display_name_contains, *request.tags)
         ):  # in no name; and PostgreSQL cannot be asked
             return track_pb2.ListTracksResponse()
+        tags = normal_tags(request.tags)
         uploaded_at, track_id = read_time_token(request.page_token) or (None, None)
         rows = await self._pool.fetch(
             f"""SELECT {TRACK_COLUMNS} FROM tracks t JOIN recordings r USING (sha256)
                 WHERE t.owner = $1
                   AND ($2::timestamptz IS NULL OR (t.created_at, t.id) < ($2, $3::uuid))
                   AND position(lower($4) IN lower(t.display_name)) > 0
-                  AND (cardinality($6::text[]) = 0 OR t.tags @> $6)
+                  {"AND t.tags @> $6" if tags else "AND $6::text[] IS NOT NULL"}
                 ORDER BY t.created_at DESC, t.id DESC LIMIT $5""",
             principal().id,
             uploaded_at,
             track_id,
             unicodedata.normalize("NFC", request.display_name_contains),  # as names are
             limit + 1,
-            normal_tags(request.tags),
+            tags,
         )
         token = ""
         if len(rows) > limit:
@@ -148,10 +149,10 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
         columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, 2))
         await self._pool.execute(f"UPDATE tracks SET {columns} WHERE id = $1", found["id"], *changes.values())
         row = await find_track(self._pool, request.track.name)
-        job = None
+        jobs: dict[str, str] = {}
         if "marks" in changes and row["marks"]:
-            job = await self._stems.prepare(row, request.priority or job_pb2.PRIORITY_BACKGROUND)
-        return track_pb2.UpdateTrackResponse(track=track(row), jobs=[job] if job else [])
+            jobs = await self._stems.prepare(row, request.priority or job_pb2.PRIORITY_BACKGROUND)
+        return track_pb2.UpdateTrackResponse(track=track(row), jobs=sorted(set(jobs.values())))
 
     async def DeleteTrack(
         self, request: track_pb2.DeleteTrackRequest, context: Context
