@@ -28,8 +28,9 @@ demo: setup
 up: setup
 	$(BIN)/contrafact up
 
+# Whole stacks on a machine that does other things, too: what fails once is tried once more, and named at the end.
 test: setup
-	$(BIN)/pytest -m "not gpu and not fault" --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -m "not gpu and not fault" --numprocesses 2 --dist loadfile --reruns 1 $(ARGS)
 
 fault: setup
 	$(BIN)/pytest tests/fault $(ARGS)
