@@ -8,8 +8,9 @@ import numpy as np
 
 from servers.analyzer import harmony, rhythm, timbre
 from servers.analyzer.logspectrum import Samples, Values
+from servers.analyzer.version import EMBEDDINGS
 
-MODEL = "contrafact-signal-1"
+MODEL = EMBEDDINGS
 DIMENSIONS = timbre.SIZE + rhythm.SIZE + harmony.SIZE
 CONSTANTS = "standard.npz"
 

@@ -129,7 +129,8 @@ def levels(scores: Floats, path: NDArray[np.int64]) -> tuple[NDArray[np.int64], 
     mean = _STRENGTH * values.mean(axis=0)
     weights = np.exp(mean - max(float(mean.max()), 0.0))
     shares = weights / (weights.sum() + np.exp(-max(float(mean.max()), 0.0)))
-    best = int(shares.argmax())
+    near = np.convolve(shares, np.ones(2 * _SAME + 1), "same")
+    best = int(np.where(near >= near.max() - 1e-9, shares, 0).argmax())
     return np.clip(path + best - centre, 0, tempi - 1), shares
 
 

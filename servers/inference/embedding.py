@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from servers.media.blocks import Block
 from servers.media.resample import resample
 from servers.media.windows import WindowCutter
 from servers.platform.settings import Settings
+from servers.platform.tasks import Streams
 
 Samples = NDArray[np.float32]
 
@@ -109,13 +109,14 @@ class Embedder:
         """
         at_once = max(1, min(_MOST_WINDOWS, _MOST_BYTES // (4 * network.window)))
         cutter = WindowCutter(network.window, network.hop, at_once)
-        taken = number = 0
-        async with aclosing(_mono(blocks)) as mono, aclosing(resample(mono, network.sample_rate)) as resampled:
-            async for windows, end in _cut(resampled, cutter):
-                taken = max(taken, end)
+        number = 0
+        async with Streams() as streams:
+            mono = await streams.opened(_mono(blocks))
+            resampled = await streams.opened(resample(mono, network.sample_rate))
+            async for windows, end in await streams.opened(_cut(resampled, cutter)):
                 vectors = await self._vectors(network, windows, at_once, priority, f"{request_id}/{number}")
                 number += 1
-                yield Embedded(vectors, taken / network.sample_rate)
+                yield Embedded(vectors, end / network.sample_rate)
 
     async def _vectors(
         self, network: Network, windows: Samples, at_once: int, priority: int, request_id: str

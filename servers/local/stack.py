@@ -221,7 +221,8 @@ class Stack:
         migrate = Child(contrafact.migrate(environment), self._folder.logs)
         await self._once(migrate)
         if self._weights:
-            names = (environment.get("CONTRAFACT_MODEL", "htdemucs"), *VOICE_WEIGHTS)
+            own = ["embedder"] if environment.get("CONTRAFACT_EMBEDDER_SHA256") else []
+            names = (environment.get("CONTRAFACT_MODEL", "htdemucs"), *VOICE_WEIGHTS, *own)
             fetch = Child(contrafact.weights(environment, names), self._folder.logs)
             self.processes[fetch.name] = fetch
             self._tasks.append(asyncio.create_task(self._fetch_weights(fetch)))

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 from contextlib import AsyncExitStack
 
-from servers.analyzer.version import ANALYZER
+from servers.analyzer.version import ANALYZER, EMBEDDINGS
 from servers.inference.conversion import Converter
+from servers.inference.embedding import Embedder
 from servers.inference.keeper import ModelKeeper
+from servers.inference.models import EMBEDDER
 from servers.inference.separation import Separator
 from servers.inference.triton import Triton
 from servers.inference.voices import VoiceModel
 from servers.orchestrator.analyses.partial import PartialAnalyses
 from servers.orchestrator.analyses.store import AnalysisStore
 from servers.orchestrator.engines.analyzer import Analyzer
+from servers.orchestrator.engines.embedder import LearnedEmbeddings
 from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.jobs.chores import Chores
 from servers.orchestrator.jobs.events import JobEvents
@@ -72,6 +75,11 @@ async def work(config: Settings) -> None:
         mixer = await stack.enter_async_context(Mixer(config))
         analyzer = await stack.enter_async_context(Analyzer(config))
         separator, converter = Separator(triton, keeper, config), Converter(triton, voice_keeper, config)
+        embeddings = None
+        if config.embedding_model != EMBEDDINGS:
+            embedder_keeper = await stack.enter_async_context(ModelKeeper(triton, EMBEDDER, config))
+            embeddings = LearnedEmbeddings(Embedder(triton, embedder_keeper, config), patient=True)
+        analyses = AnalysisStore(pool, config.embedding_model)
         recordings, stems = Recordings(pool, objects, config), Stems(pool, objects)
         pipelines: dict[str, Pipeline] = {
             "SEPARATE": SeparatePipeline(pool, objects, recordings, stems, separator, keeper, config),
@@ -86,7 +94,7 @@ async def work(config: Settings) -> None:
                 voice_model,
                 voice_store,
             ),
-            "ANALYZE": AnalyzePipeline(pool, recordings, AnalysisStore(pool), PartialAnalyses(redis), analyzer),
+            "ANALYZE": AnalyzePipeline(pool, recordings, analyses, PartialAnalyses(redis), analyzer, embeddings),
             "IMPORT": ImportPipeline(pool, objects, config),
         }
         load = await stack.enter_async_context(Load(pool, config, export=True))

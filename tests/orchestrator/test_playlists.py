@@ -120,6 +120,17 @@ async def test_lists_in_pages(search: Search, sounds: Sounds) -> None:
     assert outcome.reason == "INVALID_PAGE_TOKEN"
 
 
+async def test_a_page_of_large_playlists_is_not_too_large(search: Search, sounds: Sounds) -> None:
+    like = Example(embedding=Embedding(model=MODEL, values=sound(a=1)))
+    for _ in range(80):
+        await create(search, query=TrackQuery(examples=[like] * 32))
+    first = await search.ListPlaylists(ListPlaylistsRequest(page_size=1000))
+    rest = await search.ListPlaylists(ListPlaylistsRequest(page_size=1000, page_token=first.next_page_token))
+    assert first.ByteSize() < 5_000_000
+    assert len({each.name for each in (*first.playlists, *rest.playlists)}) == 80
+    assert not rest.next_page_token
+
+
 async def test_only_what_the_mask_names_changes(search: Search, sounds: Sounds) -> None:
     made = await create(search, limit=5)
     asked = Playlist(name=made.name, display_name="new", limit=9, ordered=True, query=query_like(sound(a=1)))

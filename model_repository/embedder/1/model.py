@@ -1,4 +1,4 @@
-"""A network that embeds audio, for Triton's Python backend: one request, some windows. See config.pbtxt and settings.py."""
+"""A network that embeds audio, for Triton's Python backend: one request, some windows. See config.pbtxt."""
 
 from __future__ import annotations
 

@@ -41,9 +41,10 @@ class Network:
         except Exception as error:  # whatever the backend's own are
             lines = str(error).strip().splitlines() or [""]
             raise ValueError(f"the network does not work on {settings.backend}: {lines[-1][:200]}") from None
-        if made.dtype != np.float32 or made.ndim != 2 or len(made) != self._step or not 1 <= made.shape[1] <= DIMENSIONS:
-            shape = f"{made.dtype} {list(made.shape)}"
-            raise ValueError(f"the network must make float32 [n, at most {DIMENSIONS}], and made {shape} of {self._step}")
+        fits = made.ndim == 2 and len(made) == self._step and 1 <= made.shape[1] <= DIMENSIONS
+        if made.dtype != np.float32 or not fits:
+            expected = f"float32 [{self._step}, 1 to {DIMENSIONS}]"
+            raise ValueError(f"the network makes {made.dtype} {list(made.shape)}, not {expected}")
         if not np.isfinite(made).all():
             raise ValueError("the network made a vector of noise that is not finite")
         self.about = replace(self.about, dimensions=int(made.shape[1]))

@@ -1,4 +1,4 @@
-"""Settings of the embedder: ``CONTRAFACT_EMBEDDER_<NAME>`` in the environment, else config.pbtxt, else these defaults."""
+"""Settings of the embedder: ``CONTRAFACT_EMBEDDER_<NAME>`` in the environment, else those of config.pbtxt."""
 
 from __future__ import annotations
 

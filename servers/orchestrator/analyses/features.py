@@ -7,7 +7,7 @@ from typing import TypeAlias
 from contrafact.v1 import analysis_pb2
 from google.protobuf.message import Message
 
-from servers.analyzer.version import ANALYZER
+from servers.analyzer.version import ANALYZER, EMBEDDINGS
 
 Feature: TypeAlias = "analysis_pb2.Feature.ValueType"
 
@@ -18,9 +18,17 @@ FEATURES: dict[str, Feature] = {
 _LISTS = {"onsets": ("seconds",), "tempo": ("beat_seconds", "downbeats"), "pitch": ("contour_hz",)}
 
 
-def is_current(analyzer: str) -> bool:
-    """Whether results of that version need not be made anew; a newer release may have made them, too."""
-    return int(analyzer) >= int(ANALYZER)
+def is_current(analyzer: str, features: analysis_pb2.Features, embedding_model: str) -> bool:
+    """Whether features of that version of the analyzer, or of a newer release's, need not be made anew.
+
+    They must be when another model than ``embedding_model`` has embedded them.
+    """
+    return int(analyzer) >= int(ANALYZER) and features.embedding.model in ("", embedding_model)
+
+
+def version(embedding_model: str) -> str:
+    """By what analyses are made now, as one name: those of one name are the same."""
+    return ANALYZER if embedding_model == EMBEDDINGS else f"{ANALYZER} {embedding_model}"
 
 
 def split(features: analysis_pb2.Features) -> tuple[analysis_pb2.Features, analysis_pb2.Features]:

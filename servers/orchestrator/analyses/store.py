@@ -9,8 +9,8 @@ from uuid import UUID
 from contrafact.engine.v1 import analyzer_pb2
 from contrafact.v1 import analysis_pb2
 
-from servers.analyzer.version import ANALYZER
-from servers.orchestrator.analyses.features import is_current, split
+from servers.analyzer.version import ANALYZER, EMBEDDINGS
+from servers.orchestrator.analyses.features import is_current, split, version
 from servers.storage.database import Connection, Pool, Row
 
 
@@ -26,11 +26,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A track, and the analysis of its recording as far as it is made: without ``create_time`` it is not."""
+    """A track, and the analysis of its recording as far as it is made: without ``create_time`` it is not.
+
+    ``current``: whether that need not be made anew, see ``is_current``.
+    """
 
     track_id: UUID
     sha256: str
     analysis: analysis_pb2.Analysis
+    current: bool
 
     @property
     def made(self) -> bool:
@@ -39,20 +43,32 @@ class Found:
 
     @property
     def stale(self) -> bool:
-        """Whether the analysis that there is was made by an older version of the analyzer."""
-        return self.made and not is_current(self.analysis.analyzer)
+        """Whether there is an analysis, by an older version of the analyzer or with another model's embedding."""
+        return self.made and not self.current
 
 
 class AnalysisStore:
-    """Reads and writes analyses."""
+    """Reads and writes analyses.
 
-    def __init__(self, pool: Pool) -> None:
+    Args:
+        pool: where they are.
+        embedding_model: which is to embed them, see the settings.
+
+    Attributes:
+        version: by what they are made now.
+    """
+
+    def __init__(self, pool: Pool, embedding_model: str = EMBEDDINGS) -> None:
         self._pool = pool
+        self._model = embedding_model
+        self.version = version(embedding_model)
 
     async def is_made(self, sha256: str) -> bool:
-        """Whether a recording has been analysed by the present version, or by a newer one."""
-        analyzer = await self._pool.fetchval("SELECT analyzer FROM analyses WHERE sha256 = $1", sha256)
-        return analyzer is not None and is_current(analyzer)
+        """Whether a recording has been analysed by the present version, or by a newer one; see ``is_current``."""
+        row = await self._pool.fetchrow("SELECT analyzer, summary FROM analyses WHERE sha256 = $1", sha256)
+        if row is None:
+            return False
+        return is_current(row["analyzer"], analysis_pb2.Features.FromString(row["summary"]), self._model)
 
     async def save(self, connection: Connection, sha256: str, made: Made) -> None:
         """Keep an analysis, unless a newer version's is there.
@@ -77,11 +93,11 @@ class AnalysisStore:
     async def find(self, track_id: UUID, owner: str, *, full: bool) -> Found | None:
         """A track of ``owner`` and its analysis, with the long lists if ``full``; None: there is no such track."""
         rows = await self._rows([track_id], owner, full=full)
-        return _found(rows[0]) if rows else None
+        return self._found(rows[0]) if rows else None
 
     async def find_all(self, track_ids: Sequence[UUID], owner: str) -> dict[UUID, Found]:
         """Those tracks of ``owner`` that there are and their analyses, without the long lists, by id."""
-        return {row["id"]: _found(row) for row in await self._rows(track_ids, owner, full=False)}
+        return {row["id"]: self._found(row) for row in await self._rows(track_ids, owner, full=False)}
 
     async def waveform(self, track_id: UUID, owner: str) -> analysis_pb2.Waveform | None:
         """The waveform of an analysed track of ``owner`` in full; None: there is none."""
@@ -100,12 +116,12 @@ class AnalysisStore:
             owner,
         )
 
-
-def _found(row: Row) -> Found:
-    analysis = analysis_pb2.Analysis(track=f"tracks/{row['id']}", seconds=row["seconds"], analyzer=ANALYZER)
-    if row["analyzer"] is not None:
-        analysis.features.MergeFromString(row["summary"])
-        analysis.features.MergeFromString(row["details"] or b"")
-        analysis.analyzer = row["analyzer"]
-        analysis.create_time.FromDatetime(row["created_at"])
-    return Found(row["id"], row["sha256"], analysis)
+    def _found(self, row: Row) -> Found:
+        analysis = analysis_pb2.Analysis(track=f"tracks/{row['id']}", seconds=row["seconds"], analyzer=ANALYZER)
+        if row["analyzer"] is not None:
+            analysis.features.MergeFromString(row["summary"])
+            analysis.features.MergeFromString(row["details"] or b"")
+            analysis.analyzer = row["analyzer"]
+            analysis.create_time.FromDatetime(row["created_at"])
+        current = is_current(analysis.analyzer, analysis.features, self._model)
+        return Found(row["id"], row["sha256"], analysis, current)

@@ -38,7 +38,7 @@ class ScanMethods:
     async def ScanLibrary(
         self, request_iterator: Requests, context: Context
     ) -> AsyncIterator[analysis_pb2.ScanLibraryResponse]:
-        first = await _next(request_iterator)
+        first = await _next(request_iterator, IDLE_SECONDS)
         if first is None or first.WhichOneof("payload") != "spec":
             raise invalid("SPEC_MISSING", "the first message must be the specification", "spec")
         row = await self._open(first.spec)
@@ -81,7 +81,8 @@ class ScanMethods:
     async def _take_names(self, scan: Row, requests: Requests) -> None:
         """Add the tracks that a stream names to a scan, until it says that these are all."""
         streamed = not {"all_tracks", "prefix"} & scan["spec"].keys()
-        while scan["ended_at"] is None and (request := await _next(requests)) is not None:
+        patience = IDLE_SECONDS if streamed else None  # else it has nothing more to say
+        while scan["ended_at"] is None and (request := await _next(requests, patience)) is not None:
             match request.WhichOneof("payload"):
                 case "tracks" if streamed:
                     await self._name(scan, list(request.tracks.tracks))
@@ -185,16 +186,16 @@ class ScanMethods:
         return row
 
 
-async def _next(requests: Requests) -> analysis_pb2.ScanLibraryRequest | None:
-    """The next message of a stream; None: it has ended."""
+async def _next(requests: Requests, patience: float | None) -> analysis_pb2.ScanLibraryRequest | None:
+    """The next message of a stream, within ``patience`` seconds; None: it has ended."""
     try:
-        async with asyncio.timeout(IDLE_SECONDS):
+        async with asyncio.timeout(patience):
             return await anext(requests, None)
     except TimeoutError:
         raise ApiError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "SCAN_IDLE",
-            f"nothing arrived for {IDLE_SECONDS:g} s; the scan is open, call again",
+            f"nothing arrived for {patience:g} s; the scan is open, call again",
         ) from None
 
 

@@ -26,6 +26,7 @@ from servers.storage.database import Pool, Row
 
 DEFAULT_HITS = 20
 MAX_RADIOS = 256  # at once in one API server, each of up to two megabytes
+_PAGE_BYTES = 4 * 1024 * 1024  # from so many on, a page is full
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
@@ -112,11 +113,16 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.ListPlaylistsResponse:
         limit = page_limit(request.page_size)
         rows = await self._playlists.page(principal().id, limit + 1, read_time_token(request.page_token))
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
-        return search_pb2.ListPlaylistsResponse(playlists=map(playlists.message, rows), next_page_token=token)
+        page, size = search_pb2.ListPlaylistsResponse(), 0
+        for row in rows[:limit]:
+            page.playlists.append(playlists.message(row))
+            size += page.playlists[-1].ByteSize()
+            if size > _PAGE_BYTES:  # embeddings among the examples are large
+                break
+        if len(rows) > len(page.playlists):
+            last = rows[len(page.playlists) - 1]
+            page.next_page_token = write_token(last["created_at"].isoformat(), str(last["id"]))
+        return page
 
     async def UpdatePlaylist(
         self, request: search_pb2.UpdatePlaylistRequest, context: Context

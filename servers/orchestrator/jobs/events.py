@@ -25,6 +25,7 @@ KEPT_EVENTS = 10_000
 _READ_SECONDS = 3.0
 _WRITE_SECONDS = 1.0
 _AWAY_SECONDS = 2.0
+_SCANNED_SECONDS = 600
 _READS = 32  # at once: each takes a connection
 
 AWAY: tuple[type[Exception], ...] = (RedisError, OSError)  # TimeoutError is an OSError
@@ -55,11 +56,12 @@ class JobEvents:
         if time.monotonic() < self._away_until:
             return
         data = event.SerializeToString()
+        kept_seconds = min(self._kept_seconds, _SCANNED_SECONDS) if _of_a_scan(event.job) else self._kept_seconds
         try:
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
                 for key in map(job_events, job_ids):
                     pipe.xadd(key, {"event": data}, maxlen=KEPT_EVENTS, approximate=True)
-                    pipe.expire(key, self._kept_seconds)
+                    pipe.expire(key, kept_seconds)
                 await pipe.execute()
         except AWAY as error:
             # What makes events must not wait for a Redis that hangs, again and again.
@@ -108,6 +110,12 @@ class JobEvents:
         cursors: Any = {key: after[job] for key, job in keys.items()}
         streams: Any = await self._redis.xread(cursors, count=100, block=milliseconds)
         return {keys[key]: _events(entries) for key, entries in streams}
+
+
+def _of_a_scan(job: job_pb2.Job) -> bool:
+    """Whether a job has ended that is one of very many, whose events hardly anybody reads: the end is known without."""
+    many = job.kind in (job_pb2.JOB_KIND_ANALYZE, job_pb2.JOB_KIND_IMPORT)
+    return many and job.priority == job_pb2.PRIORITY_BACKGROUND and job.HasField("end_time")
 
 
 def _events(entries: Any) -> list[job_pb2.JobEvent]:

@@ -14,6 +14,7 @@ from servers.orchestrator.analyses.features import FEATURES, Feature, told
 from servers.orchestrator.analyses.partial import PartialAnalyses
 from servers.orchestrator.analyses.store import AnalysisStore, Made
 from servers.orchestrator.engines.analyzer import Analyzer
+from servers.orchestrator.engines.embedder import Listener
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.failures import told_to_the_caller
 from servers.orchestrator.pipelines.recordings import FETCHED, Recordings, channels
@@ -24,7 +25,7 @@ from servers.storage.database import Pool, Row, exclusive
 ANALYZED = 0.99  # share of the whole work that is done then
 # The waveform of longer recordings has to be made apart to come early: see Analyzer.analyze.
 LONG_SECONDS = 360.0
-_STEP = 0.01  # of progress, between two events that tell it
+_STEPS = {1: 0.01, 2: 0.1}  # of progress, between two events that tell it, by priority: few watch a scan's jobs
 
 _EARLY: list[Feature] = [
     analysis_pb2.FEATURE_WAVEFORM,
@@ -32,21 +33,34 @@ _EARLY: list[Feature] = [
     analysis_pb2.FEATURE_LOUDNESS,
     analysis_pb2.FEATURE_STEREO,
 ]
-_ALL: list[Feature] = []
+_ALL: list[Feature] = list(FEATURES.values())
+_EMBEDDING = analysis_pb2.FEATURE_EMBEDDING
 _LATE: list[Feature] = [feature for feature in FEATURES.values() if feature not in _EARLY]
 
 
 class AnalyzePipeline:
-    """Runs ANALYZE jobs."""
+    """Runs ANALYZE jobs.
+
+    Args:
+        pool, recordings, analyses, partial, analyzer: what they work with.
+        embeddings: what tells the embedding in the analyzer's place.
+    """
 
     def __init__(
-        self, pool: Pool, recordings: Recordings, analyses: AnalysisStore, partial: PartialAnalyses, analyzer: Analyzer
+        self,
+        pool: Pool,
+        recordings: Recordings,
+        analyses: AnalysisStore,
+        partial: PartialAnalyses,
+        analyzer: Analyzer,
+        embeddings: Listener | None = None,
     ) -> None:
         self._pool = pool
         self._recordings = recordings
         self._analyses = analyses
         self._partial = partial
         self._analyzer = analyzer
+        self._embeddings = embeddings
 
     async def __call__(self, run: JobRun) -> None:
         """Analyse the recording, unless the present version of the analyzer has."""
@@ -58,16 +72,30 @@ class AnalyzePipeline:
             async with self._recordings.fetched(run, recording) as (source,):
                 await run.stage("ANALYZE")
                 waited_for = run.priority == 1 and recording["frames"] > LONG_SECONDS * recording["sample_rate"]
-                passes = [_EARLY, _LATE] if waited_for else [_ALL]
+                passes = self._passes([_EARLY, _LATE] if waited_for else [_ALL])
                 growth = _Growth(run, sha256, self._partial, len(passes))
                 await together(
-                    *(self._pass(run, recording, source, wanted, growth, n) for n, wanted in enumerate(passes))
+                    *(self._pass(run, recording, source, *one, growth, number) for number, one in enumerate(passes))
                 )
         await run.stage("PUBLISH")
         await self._publish(run, sha256, growth.made())
 
+    def _passes(self, features: list[list[Feature]]) -> list[tuple[Listener, list[Feature]]]:
+        """Who is to listen for which features, each to all of the recording."""
+        if self._embeddings is None:
+            return [(self._analyzer, wanted) for wanted in features]
+        others = [[feature for feature in wanted if feature != _EMBEDDING] for wanted in features]
+        return [*((self._analyzer, wanted) for wanted in others), (self._embeddings, [_EMBEDDING])]
+
     async def _pass(
-        self, run: JobRun, recording: Row, source: Path, wanted: list[Feature], growth: _Growth, number: int
+        self,
+        run: JobRun,
+        recording: Row,
+        source: Path,
+        listener: Listener,
+        wanted: list[Feature],
+        growth: _Growth,
+        number: int,
     ) -> None:
         spec = analyzer_pb2.AnalyzeSpec(
             sample_rate=recording["sample_rate"],
@@ -77,7 +105,7 @@ class AnalyzePipeline:
         )
         async with (
             aclosing(decode(source)) as blocks,
-            aclosing(self._analyzer.analyze(spec, blocks, priority=run.priority)) as responses,
+            aclosing(listener.analyze(spec, blocks, priority=run.priority)) as responses,
         ):
             async for response in responses:
                 await growth.take(number, response)
@@ -103,6 +131,7 @@ class _Growth:
         self._sha256 = sha256
         self._partial = partial
         self._progress = [0.0] * passes
+        self._step = _STEPS[run.priority]
         self._told = 0.0  # progress
         self._known: set[Feature] = set()
         self._features = analysis_pb2.Features()
@@ -128,7 +157,7 @@ class _Growth:
                 self._analyzer = response.report.analyzer
             case "progress":
                 self._progress[number] = response.progress
-                if self._done() >= self._told + _STEP:
+                if self._done() >= self._told + self._step:
                     await self._tell()
 
     def made(self) -> Made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,12 @@ from uuid import UUID
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
+from servers.media.errors import MediaError, Reason
 from servers.media.probe import TrackFacts, probe_isolated
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.failures import told_to_the_caller
 from servers.orchestrator.tracks.register import HEAD_BYTES, PROBE_SECONDS, NewTrack, Registrar, check_head
 from servers.platform.settings import Settings
-from servers.platform.tasks import to_the_end
 from servers.storage.database import Connection, Pool
 from servers.storage.objects import ObjectMissing, ObjectStore
 
@@ -64,7 +65,7 @@ class ImportPipeline:
                     "UPDATE jobs SET track_id = $2, spec = $3 WHERE id = $1", run.id, track_id, made
                 )
 
-            await to_the_end(self._registrar.register(new, facts, write_down))
+            await self._registrar.register(new, facts, write_down)
 
     async def _fetch(self, key: str, path: Path) -> tuple[str, int]:
         """Copy an object to a file, unless its beginning shows that it is no audio; returns its digest and size."""
@@ -73,17 +74,19 @@ class ImportPipeline:
         limit = self._settings.max_upload_bytes
         digest, size, head = hashlib.sha256(), 0, b""
         try:
-            with path.open("wb") as file:
-                async for data in self._objects.read(key):
-                    file.write(data)
-                    digest.update(data)
-                    size += len(data)
-                    if len(head) < HEAD_BYTES:
-                        head += data[: HEAD_BYTES - len(head)]
-                        if len(head) == HEAD_BYTES:
-                            check_head(head, limit)
-                    if size > limit:
-                        raise JobFailure("TRACK_TOO_LARGE", f"a track has at most {limit} bytes")
+            whole = await self._objects.size(key)
+            async with aclosing(self._objects.read(key)) as pieces:
+                with path.open("wb") as file:
+                    async for data in pieces:
+                        file.write(data)
+                        digest.update(data)
+                        size += len(data)
+                        if len(head) < HEAD_BYTES:
+                            head += data[: HEAD_BYTES - len(head)]
+                            if len(head) == HEAD_BYTES:
+                                check_head(head, whole)
+                        if size > limit or (whole > limit and len(head) == HEAD_BYTES):
+                            raise JobFailure("TRACK_TOO_LARGE", f"a track has at most {limit} bytes")
         except ObjectMissing as error:
             raise _missing() from error
         if len(head) < HEAD_BYTES:
@@ -91,7 +94,12 @@ class ImportPipeline:
         return digest.hexdigest(), size
 
     async def _probe(self, path: Path) -> TrackFacts:
-        return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
+        try:
+            return await probe_isolated(path, max_seconds=self._settings.max_track_seconds, timeout=PROBE_SECONDS)
+        except MediaError as error:
+            if error.reason in (Reason.PROBE_TIMEOUT, Reason.PROBE_CRASHED):  # this machine's fault, it may be
+                raise JobFailure(error.reason, error.message, retryable=True) from error
+            raise
 
 
 def _missing() -> JobFailure:

@@ -7,7 +7,7 @@ whoever dies in between leaves nothing half done, and two at once do nothing twi
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid5
@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
+from servers.orchestrator.analyses.features import version
 from servers.orchestrator.jobs import locks
 from servers.orchestrator.jobs.chores import Chore
 from servers.orchestrator.jobs.load import Load
@@ -36,7 +37,10 @@ _SCANS = 100  # in one round
 def chores(
     pool: Pool, objects: ObjectStore, jobs: JobStore, queue: JobQueue, load: Load, settings: Settings, analyzer: str
 ) -> list[Chore]:
-    """What a worker does for scans; ``analyzer`` is the version whose analyses need not be made again."""
+    """What a worker does for scans; ``analyzer`` is the version whose analyses need not be made again.
+
+    They must be if another model than the settings' has embedded them.
+    """
     return [
         Chore("scans", 1.0, 60.0, Feeder(pool, jobs, queue, load, settings, analyzer).round),
         Chore("scan_sources", 1.0, 300.0, Lister(pool, objects).round),
@@ -65,7 +69,7 @@ class Feeder:
         )
         scans = await self._pool.fetch(
             """SELECT id FROM scans WHERE ended_at IS NULL
-                 AND (complete OR EXISTS (SELECT 1 FROM scan_items WHERE scan_id = id AND state = 'WAITING'))
+                 AND (complete OR existing + analyzed + skipped + failed < total)
                ORDER BY fed_at LIMIT $1""",
             _SCANS,
         )
@@ -83,29 +87,29 @@ class Feeder:
 
     async def _turn(self, scan_id: UUID) -> int:
         """Do what can be done for a scan now; returns how many jobs it got."""
-        created, more = 0, True
+        created = page = 0
         for _ in range(_PAGES):
-            if not more:
-                break
             async with self._pool.acquire() as connection, connection.transaction():
-                # With this lock nobody else changes its items, but who deletes a track: one that is written back then
-                # breaks a foreign key, and the next round finds it gone.
+                # With this lock nobody else changes its items, but who deletes a track.
                 scan = await connection.fetchrow(
                     "SELECT * FROM scans WHERE id = $1 AND ended_at IS NULL FOR NO KEY UPDATE", scan_id
                 )
                 if scan is None:  # ended or cancelled meanwhile
                     return created
                 ended = await self._ended(connection, scan)
-                started = await self._next(connection, scan)
-                created += sum(fate.busy for fate in started)
-                more = _PAGE in (len(ended), len(started))  # whole pages: many of the next may be done at sight
+                started = await self._next(connection, scan, page)
                 await _end_if_done(connection, scan_id)
+            jobs = sum(fate.busy for fate in started)
+            created += jobs
+            if len(ended) < _PAGE and jobs == len(started):
+                break
+            page = 0 if jobs else _PAGE  # all were done at sight, as many of the next may be
         return created
 
     async def _ended(self, connection: Connection, scan: Row) -> list[Fate]:
         """Take note of jobs that have ended."""
         rows = await connection.fetch(
-            """SELECT number, item.track_id, item.job_id, kind, job.state, job.error, job.track_id AS made,
+            """SELECT number, item.track_id, item.job_id, tries, kind, job.state, job.error, job.track_id AS made,
                       timings @> '[{"stage": "ANALYZE"}]' AS worked
                FROM scan_items item LEFT JOIN jobs job ON job.id = item.job_id
                WHERE scan_id = $1 AND busy AND (job.id IS NULL OR job.state = ANY($2))
@@ -114,24 +118,33 @@ class Feeder:
             FINAL_STATES,
             _PAGE,
         )
-        fates = [after_job(row) for row in rows]
+        # Those whose new track is being deleted at this moment have their turn when it is gone.
+        made = await _kept(connection, (row["made"] for row in rows if row["kind"] == "IMPORT"))
+        fates = [after_job(row) for row in rows if row["kind"] != "IMPORT" or row["made"] in made]
         await settle(connection, scan["id"], fates)
         return fates
 
-    async def _next(self, connection: Connection, scan: Row) -> list[Fate]:
-        """Be done at sight with the first items that wait, and give jobs to as many others as there is room for."""
+    async def _next(self, connection: Connection, scan: Row, page: int) -> list[Fate]:
+        """Be done at sight with the first items that wait, and give jobs to as many others as there is room for.
+
+        So many items are looked at, or ``page`` if that is more.
+        """
         room = await self._room(connection, scan)
         if room <= 0:
             return []
         rows = await connection.fetch(
-            """SELECT number, object, item.track_id, job_id, sha256,
-                      coalesce(analyzer::integer >= $2, false) AS analyzed
-               FROM scan_items item LEFT JOIN tracks ON tracks.id = item.track_id LEFT JOIN analyses USING (sha256)
-               WHERE scan_id = $1 AND state = 'WAITING' AND NOT busy
-               ORDER BY number LIMIT $3""",
+            """SELECT number, object, item.track_id, job_id, tries, sha256,
+                      coalesce(analyzer::integer >= $2 AND coalesce(sounds.model, $4) = $4, false) AS analyzed
+               FROM (SELECT * FROM scan_items
+                     WHERE scan_id = $1 AND state = 'WAITING' AND NOT busy AND not_before <= now()
+                     ORDER BY not_before, number LIMIT $3) AS item
+                    LEFT JOIN tracks ON tracks.id = item.track_id LEFT JOIN analyses USING (sha256)
+                    LEFT JOIN sounds ON sounds.track_id = item.track_id
+               ORDER BY not_before, number""",
             scan["id"],
             int(self._analyzer),
-            _PAGE,
+            max(page, room),
+            self._settings.embedding_model,
         )
         fates: list[Fate] = []
         wanting: list[Row] = []
@@ -161,16 +174,12 @@ class Feeder:
 
     async def _with_jobs(self, connection: Connection, scan: Row, rows: Sequence[Row]) -> list[Fate]:
         """Create jobs for items; those whose track is being deleted at this moment go on waiting."""
-        kept = await connection.fetch(
-            "SELECT id FROM tracks WHERE id = ANY($1) FOR KEY SHARE SKIP LOCKED",
-            [row["track_id"] for row in rows if row["track_id"] is not None],
-        )
-        tracks = {None, *(row["id"] for row in kept)}
+        tracks = await _kept(connection, (row["track_id"] for row in rows))
         fates = []
         for row in rows:
             if row["track_id"] in tracks:
                 job, _ = await self._jobs.create(self._job(scan, row), connection)
-                fates.append(Fate(row["number"], busy=True, job_id=job["id"], track_id=row["track_id"]))
+                fates.append(Fate(row["number"], busy=True, job_id=job["id"]))
         return fates
 
     def _job(self, scan: Row, item: Row) -> NewJob:
@@ -180,11 +189,11 @@ class Feeder:
             kind, lock = "IMPORT", locks.of_import(scan["owner"], item["object"])
             spec = job_pb2.ImportSpec(object=item["object"], tags=scan["spec"].get("tags", []))
         else:
-            kind, lock = "ANALYZE", locks.of_analysis(item["sha256"], self._analyzer)
+            kind, lock = "ANALYZE", locks.of_analysis(item["sha256"], version(self._settings.embedding_model))
             spec = job_pb2.AnalysisSpec(track=f"tracks/{item['track_id']}")
         return NewJob(
             scan["owner"],
-            uuid5(scan["id"], f"{item['number']} {kind}"),
+            uuid5(scan["id"], f"{item['number']} {kind} {item['tries']}"),
             kind,
             "BACKGROUND",
             json_format.MessageToDict(spec, preserving_proto_field_name=True),
@@ -192,6 +201,15 @@ class Feeder:
             scan["headers"],
             lock=lock,
         )
+
+
+async def _kept(connection: Connection, tracks: Iterable[UUID | None]) -> set[UUID | None]:
+    """Those of the tracks, and None, that nobody is deleting, nor will before the transaction's end."""
+    rows = await connection.fetch(
+        "SELECT id FROM tracks WHERE id = ANY($1) FOR KEY SHARE SKIP LOCKED",
+        [track for track in tracks if track is not None],
+    )
+    return {None, *(row["id"] for row in rows)}
 
 
 async def _end_if_done(connection: Connection, scan_id: UUID) -> None:

@@ -77,8 +77,8 @@ class Lister:
             if await _advance(connection, scan, cursor, last):
                 await connection.execute(
                     f"""WITH added AS (
-                            INSERT INTO scan_items (scan_id, track_id)
-                            SELECT $1, id FROM unnest($2::uuid[]) WITH ORDINALITY AS found (id, position)
+                            INSERT INTO scan_items (scan_id, named, track_id)
+                            SELECT $1, id, id FROM unnest($2::uuid[]) WITH ORDINALITY AS found (id, position)
                             ORDER BY position ON CONFLICT DO NOTHING RETURNING 1
                         ) {_COUNT}""",
                     scan["id"],

@@ -92,8 +92,9 @@ class ScanStore:
         )
 
     async def name(self, scan: Row, tracks: Sequence[UUID]) -> None:
-        """Add tracks of the owner's to an open scan; those that it has already are passed over, as all are once it is
-        cancelled.
+        """Add tracks of the owner's to an open scan.
+
+        Those that it has already are passed over, even if they were deleted since; so are all once it is cancelled.
 
         Raises, and adds none:
             UnknownTrack: The owner has no such track.
@@ -105,22 +106,23 @@ class ScanStore:
             )
             if state is None or state["cancelled"]:
                 return
-            refused = await connection.fetchrow(
-                """SELECT named.id, tracks.id IS NULL AS unknown
-                   FROM unnest($2::uuid[]) WITH ORDINALITY AS named (id, position)
-                        LEFT JOIN tracks ON tracks.id = named.id AND owner = $3
-                   WHERE tracks.id IS NULL
-                      OR $4 AND NOT EXISTS (SELECT 1 FROM scan_items WHERE scan_id = $1 AND track_id = named.id)
-                   ORDER BY position LIMIT 1""",
-                scan["id"],
-                list(tracks),
-                scan["owner"],
-                state["complete"],
+            rows = await connection.fetch(
+                "SELECT named FROM scan_items WHERE scan_id = $1 AND named = ANY($2)", scan["id"], list(tracks)
             )
-            if refused is not None:
-                raise UnknownTrack(refused["id"]) if refused["unknown"] else ScanComplete
+            had = {row["named"] for row in rows}
+            new = [track for track in dict.fromkeys(tracks) if track not in had]
+            # Locked, or one could be deleted before it is added.
+            rows = await connection.fetch(
+                "SELECT id FROM tracks WHERE id = ANY($1) AND owner = $2 ORDER BY id FOR KEY SHARE", new, scan["owner"]
+            )
+            known = {row["id"] for row in rows}
+            for track in new:
+                if track not in known:
+                    raise UnknownTrack(track)
+                if state["complete"]:
+                    raise ScanComplete
             if not state["complete"]:
-                await _add(connection, scan["id"], tracks)
+                await _add(connection, scan["id"], new)
 
     async def complete(self, scan_id: UUID) -> None:
         """Say that all tracks have been named."""
@@ -137,21 +139,20 @@ class ScanStore:
             )
             if row is None:
                 return await connection.fetchrow("SELECT * FROM scans WHERE id = $1 AND owner = $2", scan_id, owner)
-            jobs = await connection.fetch("SELECT job_id FROM scan_items WHERE scan_id = $1 AND busy", scan_id)
+            jobs = await connection.fetch(
+                "UPDATE scan_items SET busy = false WHERE scan_id = $1 AND busy RETURNING job_id", scan_id
+            )
             await self._jobs.cancel_all([job["job_id"] for job in jobs], owner, connection)
             return row
 
 
 async def _add(connection: Connection, scan_id: UUID, tracks: Sequence[UUID]) -> None:
     await connection.execute(
-        """WITH added AS (
-               INSERT INTO scan_items (scan_id, track_id)
-               SELECT $1, id FROM (SELECT id, min(position) AS first
-                                   FROM unnest($2::uuid[]) WITH ORDINALITY AS named (id, position) GROUP BY id) AS each
-               ORDER BY first
-               ON CONFLICT (scan_id, track_id) WHERE object IS NULL DO NOTHING RETURNING 1
-           )
-           UPDATE scans SET total = total + (SELECT count(*) FROM added), named_at = now() WHERE id = $1""",
+        """INSERT INTO scan_items (scan_id, named, track_id)
+           SELECT $1, id, id FROM unnest($2::uuid[]) WITH ORDINALITY AS new (id, position) ORDER BY position""",
         scan_id,
-        list(tracks),
+        tracks,
+    )
+    await connection.execute(
+        "UPDATE scans SET total = total + $2, named_at = now() WHERE id = $1", scan_id, len(tracks)
     )

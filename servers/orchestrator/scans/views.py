@@ -12,7 +12,7 @@ from servers.orchestrator.jobs.messages import duration, timestamp
 from servers.orchestrator.scans.items import PACE_SECONDS
 from servers.storage.database import Row
 
-_SLOWEST = 1e-6  # items a second: estimates of weeks are none
+_LONGEST_SECONDS = 30 * 24 * 3600.0  # that are told: a pace that slow says nothing
 
 
 def scan(row: Row) -> analysis_pb2.Scan:
@@ -70,4 +70,4 @@ def _eta(row: Row, left: int) -> float | None:
     age = max(1.0, (now - row["created_at"]).total_seconds())
     # A scan younger than the time over which its pace is taken was not there for all of it.
     pace = row["pace"] * math.exp(-silence / PACE_SECONDS) / -math.expm1(-age / PACE_SECONDS)
-    return left / pace if pace > _SLOWEST else None
+    return left / pace if left < pace * _LONGEST_SECONDS else None

@@ -13,11 +13,14 @@ import grpc
 from contrafact.engine.v1 import analyzer_pb2
 from contrafact.v1 import analysis_pb2, audio_pb2, search_pb2
 
+from servers.inference.asking import InferenceFailed
+from servers.inference.keeper import ModelUnavailable
 from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
-from servers.orchestrator.engines.analyzer import Analyzer, AnalyzerError
+from servers.orchestrator.engines.analyzer import AnalyzerError
+from servers.orchestrator.engines.embedder import Listener
 from servers.orchestrator.pacing import paced
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid
@@ -36,9 +39,9 @@ Requests = AsyncIterator[search_pb2.EmbedClipRequest]
 class Clips:
     """Computes the embeddings of clips, a few at a time."""
 
-    def __init__(self, settings: Settings, analyzer: Analyzer) -> None:
+    def __init__(self, settings: Settings, listener: Listener) -> None:
         self._settings = settings
-        self._analyzer = analyzer
+        self._listener = listener
         self._probes = asyncio.Semaphore(MAX_PROBES)
         self._active = 0
 
@@ -117,7 +120,7 @@ class Clips:
         try:
             async with (
                 aclosing(_stretch(path, start, frames)) as blocks,
-                aclosing(self._analyzer.analyze(spec, blocks, priority=INTERACTIVE)) as responses,
+                aclosing(self._listener.analyze(spec, blocks, priority=INTERACTIVE)) as responses,
             ):
                 async for response in responses:
                     features.MergeFrom(response.features)
@@ -133,6 +136,10 @@ class Clips:
                 "the analyzer does not answer; try again",
                 retry_after=2,
             ) from error
+        except (ModelUnavailable, InferenceFailed) as error:
+            telemetry.log().error("clip not embedded", error=str(error))  # it names files: not for callers
+            message = "the model that embeds cannot be used at present"
+            raise ApiError(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE", message, retry_after=5) from error
         if not features.HasField("embedding"):
             reason, message = next(((one.reason, one.message) for one in features.unknown), ("", "it is unknown"))
             raise invalid("NO_EMBEDDING", f"what the clip sounds like cannot be told: {message}", "chunk", cause=reason)

@@ -15,6 +15,7 @@ from servers.media.errors import MediaError, Reason
 from servers.media.probe import TrackFacts
 from servers.media.sniff import sniff
 from servers.orchestrator.search.index import index_track
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
 from servers.storage.database import Connection, Pool, exclusive
 from servers.storage.objects import ObjectStore
@@ -59,7 +60,7 @@ class Registrar:
     async def register(self, new: NewTrack, facts: TrackFacts | None, alongside: Alongside) -> tuple[UUID, bool]:
         """Make a track, or find the one that its owner has of the same bytes, which then stays as it is.
 
-        Not to be cancelled: that could leave an object that nobody knows, for a day.
+        Who is cancelled meanwhile still waits for what would leave an object that nobody knows, for a day.
 
         Args:
             new: The track.
@@ -71,16 +72,23 @@ class Registrar:
         """
         # Against who stores, or deletes, the same bytes.
         async with exclusive(self._pool, new.sha256) as connection:
-            unknown = not await self._is_known(connection, new.sha256)
-            if unknown:
-                facts = facts or await new.probe(new.path)  # deleted since we looked
-                key = keys.track_source(new.sha256, facts.extension)
-                await self._objects.put_file(key, new.path, "application/octet-stream")
-            async with connection.transaction():
-                if unknown and facts:
-                    await _insert_recording(connection, new, facts)
-                track_id, existed = await _insert_track(connection, new)
-                await alongside(connection, track_id)
+            known = await self._is_known(connection, new.sha256)
+            if not known and facts is None:  # deleted since we looked
+                facts = await new.probe(new.path)
+            return await to_the_end(self._store(connection, new, None if known else facts, alongside))
+
+    async def _store(
+        self, connection: Connection, new: NewTrack, facts: TrackFacts | None, alongside: Alongside
+    ) -> tuple[UUID, bool]:
+        """Store the bytes, unless that was done (no ``facts``), and the rows."""
+        if facts is not None:
+            key = keys.track_source(new.sha256, facts.extension)
+            await self._objects.put_file(key, new.path, "application/octet-stream")
+        async with connection.transaction():
+            if facts is not None:
+                await _insert_recording(connection, new, facts)
+            track_id, existed = await _insert_track(connection, new)
+            await alongside(connection, track_id)
         return track_id, existed
 
     async def _is_known(self, database: Pool | Connection, sha256: str) -> bool:

@@ -34,8 +34,8 @@ from tests.analyzer.rhythms import (
 )
 from tests.bench.analysis.rhythm import powers
 
-FITTED = range(1_400)
-HELD_OUT = range(1_400, 1_700)
+FITTED = range(1_800)
+HELD_OUT = range(1_800, 2_100)
 SECONDS = 13.0  # one window and the drift of the first beat
 DEGREE = 4  # of the polynomial of the logarithm of the tempo
 PENALTY = 1e-3  # of squared weights
@@ -74,11 +74,12 @@ def random_rhythm(number: int) -> tuple[str, Rhythm]:
         kinds = ["noise", "drone", "talk", "talk", "rubato", "rubato", "strokes"]
         return "none", without_beat(str(random.choice(kinds)), SECONDS, random)
     if share < 0.32:
-        bpm = float(random.uniform(40, 240))
+        bpm = float(random.uniform(37, 245))
+        clock["drift"] = 3 * clock.get("drift", 0.0)
         if 55 < bpm < 180 and random.random() < 0.2:
             clock["swing"] = float(random.uniform(0.54, 0.68))
         return "clicks", clicks(bpm, SECONDS, random, meter=int(random.choice([0, 3, 4])), noise=noise, **clock)
-    bpm = float(np.clip(np.exp(random.normal(np.log(115), 0.3)), 45, 220))
+    bpm = float(np.clip(112 * 2 ** random.normal(0, 0.33), 45, 220))
     if bpm < 180 and random.random() < 0.2:
         clock["swing"] = float(random.uniform(0.54, 0.68))
     meter = int(random.choice([4, 4, 4, 3]))
@@ -91,7 +92,7 @@ def random_rhythm(number: int) -> tuple[str, Rhythm]:
     parts = [(_figure(bpm, random, meter, clock), float(random.uniform(0.3, 1))) for _ in range(random.integers(1, 4))]
     if random.random() < 0.6:
         parts.append((notes(bpm, SECONDS, random, meter=meter, **clock), float(random.uniform(0.3, 1))))
-    if random.random() < 0.8:
+    if random.random() < 0.7:
         parts.insert(0, (_drums(bpm, random, meter, clock, noise), float(random.uniform(0.5, 1))))
         return "band", mixed(*parts)
     return "ensemble", mixed(*parts)
@@ -125,7 +126,7 @@ def _pattern(bpm: float, random: Random, meter: int) -> dict[str, str]:
         snare = np.where(eighth, 0.9, 0.8 * fine)
     elif style == "claps off":
         snare = np.where(steps % 4 == 2, 0.9, 0.05)
-    chances = [0.15, 0.42, 0.18, 0.15, 0.1] if fine else [0.25, 0.5, 0, 0.15, 0.1]
+    chances = [0.12, 0.38, 0.28, 0.12, 0.1] if fine else [0.25, 0.5, 0, 0.15, 0.1]
     gap = str(random.choice(["quarters", "eighths", "sixteenths", "off", "none"], p=chances))
     every = {"quarters": beat, "eighths": eighth, "sixteenths": steps >= 0, "off": steps % 4 == 2, "none": steps < 0}
     loud = [steps >= 0, steps % 4 == 0, steps % 4 == 2, eighth][random.integers(4)]
@@ -151,12 +152,13 @@ def _figure(bpm: float, random: Random, meter: int, clock: dict[str, float]) -> 
     """Bass, arpeggio or chords that do the same in each bar, on new roots."""
     times, band = Clock(bpm, SECONDS, **clock), Band(SECONDS, random, jitter=float(random.uniform(0, 0.01)))
     kind = str(random.choice(["bass", "bass", "bass", "arpeggio", "chords", "off", "pad"]))
-    fine = [4] if bpm < 130 else []
-    parts = int(random.choice({"bass": [1, 2, 2, 2, *fine], "arpeggio": [2, 3, *fine]}.get(kind, [2])))
+    fine = [4, 4, 4] if bpm < random.uniform(95, 140) else []
+    parts = int(random.choice({"bass": [1, 2, 2, 2, *fine], "arpeggio": [2, 3, *fine]}.get(kind, [2, *fine])))
     slots = np.arange(meter * parts)
-    kept = {"chords": random.random(len(slots)) < 0.5, "off": slots % 2 == 1, "pad": slots == 0}.get(kind, slots >= 0)
-    if kind == "bass" and random.random() < 0.4:
-        kept = (random.random(len(slots)) < 0.7) | (slots == 0)
+    some = (random.random(len(slots)) < random.choice([0.5, 0.8])) | (slots == 0)
+    held = slots % (2 * parts) == 0
+    bass = [slots >= 0, some, held][random.choice(3, p=[0.5, 0.25, 0.25])]
+    kept = {"bass": bass, "chords": some, "off": slots % 2 == 1, "pad": slots == 0}.get(kind, slots >= 0)
     gains = random.uniform(random.choice([0.5, 1.0]), 1, len(slots))
     moves = random.choice([0, 0, 0, 12] if kind == "bass" and parts > 1 else [0, 4, 7, 12], len(slots))
     low, long = (-12, 0.9) if kind == "bass" else (12, float(random.choice([0.5, 0.9, 1.5])))

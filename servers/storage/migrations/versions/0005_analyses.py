@@ -75,22 +75,28 @@ CREATE INDEX scans_ended ON scans (ended_at) WHERE ended_at IS NOT NULL;
 CREATE TABLE scan_items (
     scan_id  uuid NOT NULL REFERENCES scans ON DELETE CASCADE,
     number   bigint GENERATED ALWAYS AS IDENTITY,
-    object   text,                         -- to be imported; none: a track was named
+    object   text,                         -- to be imported
     version  text,                         -- of the object
+    named    uuid,                         -- the track that was named, which may be deleted by now
     track_id uuid REFERENCES tracks ON DELETE SET NULL,
     state    text NOT NULL DEFAULT 'WAITING'
              CHECK (state IN ('WAITING', 'EXISTING', 'ANALYZED', 'SKIPPED', 'FAILED')),
     busy     boolean NOT NULL DEFAULT false,    -- its job has not ended, as far as is known
     job_id   uuid,                         -- its latest; jobs are forgotten after a while, items are not
     error    jsonb,
-    PRIMARY KEY (scan_id, number)
+    tries    integer NOT NULL DEFAULT 0,   -- how many of its jobs failed for a reason that may pass
+    not_before timestamptz NOT NULL DEFAULT '-infinity',  -- its next job
+    PRIMARY KEY (scan_id, number),
+    CHECK ((object IS NULL) <> (named IS NULL))
 );
 CREATE UNIQUE INDEX scan_items_object ON scan_items (scan_id, object) WHERE object IS NOT NULL;
-CREATE UNIQUE INDEX scan_items_track ON scan_items (scan_id, track_id) WHERE object IS NULL;
+CREATE UNIQUE INDEX scan_items_named ON scan_items (scan_id, named) WHERE named IS NOT NULL;
 CREATE INDEX scan_items_imported ON scan_items (object, version) WHERE object IS NOT NULL AND track_id IS NOT NULL;
 CREATE INDEX scan_items_of_track ON scan_items (track_id);
 CREATE INDEX scan_items_of_state ON scan_items (scan_id, state, number);
-CREATE INDEX scan_items_busy ON scan_items (scan_id) WHERE busy;
+-- Of these a scan has few, or takes the first, however many are done.
+CREATE INDEX scan_items_busy ON scan_items (scan_id, number) WHERE busy;
+CREATE INDEX scan_items_waiting ON scan_items (scan_id, not_before, number) WHERE state = 'WAITING' AND NOT busy;
 
 CREATE TABLE playlists (
     id           uuid PRIMARY KEY,

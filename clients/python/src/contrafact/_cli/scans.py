@@ -130,6 +130,7 @@ def items(
         list[str] | None,
         typer.Option(help="Only waiting, existing, analyzed, skipped or failed ones; may be repeated."),
     ] = None,
+    limit: options.Limit = 1000,
     address: options.Address = None,
     json: options.Json = False,
 ) -> None:
@@ -147,11 +148,17 @@ def items(
                 reason,
             )
 
-        found = [item async for item in client.scan_items(name, states=state or (), page_size=1000)]
-        if json:
-            for item in found:
+        rows = list[tuple[str, ...]]()
+        shown = 0
+        async for item in client.scan_items(name, states=state or (), page_size=min(limit, 1000)):
+            if json:
                 json_line(as_json(item))
-        else:
-            table(ITEMS, [row(item) for item in found])
+            else:
+                rows.append(row(item))
+            shown += 1
+            if shown == limit:
+                break
+        if not json:
+            table(ITEMS, rows)
 
     run(address, work)
