@@ -26,7 +26,7 @@ from servers.storage.database import Pool, Row
 
 DEFAULT_HITS = 20
 MAX_RADIOS = 256  # at once in one API server, each of up to two megabytes
-_PAGE_BYTES = 4 * 1024 * 1024  # from so many on, a page is full
+_PAGE_BYTES = 3 * 1024 * 1024  # from so many on, a page is full: by default clients of gRPC take 4 MiB
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
