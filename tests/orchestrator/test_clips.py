@@ -112,6 +112,13 @@ async def test_silence_sounds_like_nothing(clips: Clips) -> None:
     assert await refused(clips, messages(silence)) == (Code.INVALID_ARGUMENT, "NO_EMBEDDING")
 
 
+async def test_a_sample_that_is_none(clips: Clips) -> None:
+    samples = np.full(44_100, 0.1, np.float32)
+    samples[1000] = 2e6
+    clip = wav_bytes(samples.tobytes(), tag=3, bits=32)
+    assert await refused(clips, messages(clip)) == (Code.INVALID_ARGUMENT, "INVALID_SAMPLES")
+
+
 async def test_a_beginning_beyond_the_end(clips: Clips, music: bytes) -> None:
     for start in (12.5, 1e300):
         assert await refused(clips, messages(music, start_seconds=start)) == (Code.INVALID_ARGUMENT, "STRETCH_OUTSIDE")

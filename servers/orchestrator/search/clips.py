@@ -129,6 +129,8 @@ class Clips:
         except AnalyzerError as error:
             if error.reason == AnalyzerError.full:
                 raise _too_many() from error
+            if error.status is grpc.StatusCode.INVALID_ARGUMENT:  # samples of a million times full scale, say
+                raise invalid(error.reason, error.message, "chunk") from error
             telemetry.log().warning("clip not analysed", reason=error.reason, status=error.status.name)
             raise ApiError(
                 grpc.StatusCode.UNAVAILABLE,
