@@ -19,6 +19,7 @@ from servers.analyzer.envelope import EnvelopeFeature
 from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.key import KeyFeature
 from servers.analyzer.loudness import LoudnessFeature
+from servers.analyzer.mono import Mono
 from servers.analyzer.onsets import find_onsets
 from servers.analyzer.pitch import Method, PitchFeature
 from servers.analyzer.quality import QualityFeature
@@ -108,8 +109,8 @@ class NativeLane(Lane):
         if Feature.LOUDNESS in asked:
             self._features[Feature.LOUDNESS] = LoudnessFeature(sample_rate, channels)
         if Feature.STEREO in asked and channels == 2:
-            self._features[Feature.STEREO] = StereoFeature(sample_rate, channels)
-        self._mono = mono
+            self._features[Feature.STEREO] = StereoFeature(sample_rate)
+        self._mono = Mono(sample_rate, channels) if mono else None
         self._resampler = Resampler(sample_rate, _MONO_RATE, channels=1)
 
     def process(self, samples: Samples) -> Samples:
@@ -117,10 +118,10 @@ class NativeLane(Lane):
         for feature, each in self._features.items():
             with self._cost(feature):
                 each.process(samples)
-        if not self._mono:
+        if self._mono is None:
             return np.zeros(0, np.float32)
         with self._cost(SHARED):
-            mono: Samples = self._resampler.process(samples.mean(axis=0, keepdims=True))[0]
+            mono: Samples = self._resampler.process(self._mono.process(samples)[None])[0]
         return mono
 
     def rest(self) -> Samples:

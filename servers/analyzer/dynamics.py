@@ -12,7 +12,7 @@ from servers.media.loudness import hop_frames
 
 _HOPS_PER_BLOCK = 30  # 3 s
 _LOUDEST = 0.2
-_MIN_BLOCKS = 2
+_MIN_SECONDS = 6  # two blocks
 _MIN_POWER = 1e-7  # -70 dBFS
 
 
@@ -36,6 +36,7 @@ class DynamicsMeter:
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self._hop = hop_frames(sample_rate)
+        self._min_frames = _MIN_SECONDS * sample_rate
         self._pieces = Pieces(self._hop, channels)
         self._hops = 0
         self._frames = 0
@@ -61,10 +62,10 @@ class DynamicsMeter:
 
     @property
     def range_db(self) -> float | None:
-        """The dynamic range in dB; None where there are not two whole blocks, or where all channels are silent."""
-        block = _HOPS_PER_BLOCK * self._hop
-        if self._frames < _MIN_BLOCKS * block:
+        """The dynamic range in dB; None where it is shorter than 6 s, or where all channels are silent."""
+        if self._frames < self._min_frames:
             return None
+        block = _HOPS_PER_BLOCK * self._hop
         blocks = -(-self._frames // block)
         lengths = np.full(blocks, block)
         lengths[-1] = self._frames - (blocks - 1) * block

@@ -24,6 +24,7 @@ _RANGE_DB = 80.0  # librosa's top_db
 _RISES_DB = (1.5, 4.0, 8.0, 14.0, 21.0, 29.0, 38.0, 48.0)  # by which the loudest value may still grow
 _HELD = 1_024  # frames, 24 s, whose levels are kept whole
 _BAND_RANGE_DB = 60.0
+_BEGIN_SHARE = 0.5  # of the strongest: what begins with the recording, or was cut there, is not stronger
 _BAND_EDGES_HZ = (0.0, 200.0, 2_000.0, SAMPLE_RATE / 2)
 _CHROMA_HZ = (100.0, 2_000.0)
 _CHANGE_FRAMES = 8  # 0.19 s: what a chord is compared over
@@ -34,7 +35,8 @@ class Envelope:
     """Onset strength of a recording, at 22,050 / 512 = 43.07 frames a second.
 
     Attributes:
-        strength: float32 ``[frames]``: ``librosa.onset.onset_strength``, in dB.
+        strength: float32 ``[frames]``: ``librosa.onset.onset_strength``, in dB, but for the second frame: there is what
+            begins with the recording, as if silence went before it.
         bands: float32 ``[frames, 3]``: mean rise in dB below 200 Hz, up to 2 kHz and above, moved as ``strength`` is.
         change: float32 ``[frames]``: how far the harmony of the next 0.2 s is from that of the last, 0 to 1.
         peak_db: RMS of the loudest frame, in dBFS.
@@ -68,6 +70,7 @@ class EnvelopeFeature:
         self._chromas = np.zeros((2 * _CHANGE_FRAMES, 12), np.float32)
         self._power = 0.0
         self._loudest = np.float32(_FLOOR_DB)
+        self._first: Samples | None = None  # levels
         self._last: Samples | None = None
         self._quiet = 0  # frames before the first that is held
         self._held = np.zeros((0, _BANDS), np.float32)
@@ -83,7 +86,9 @@ class EnvelopeFeature:
             return
         self._power = max(self._power, float(powers.sum(axis=1).max()))
         levels: Samples = 10 * np.log10(np.maximum(powers @ self._basis, np.float32(10 ** (_FLOOR_DB / 10))))
-        before = np.concatenate([levels[:1] if self._last is None else self._last, levels[:-1]])
+        if self._first is None or self._last is None:
+            self._first = self._last = levels[:1].copy()
+        before = np.concatenate([self._last, levels[:-1]])
         self._last = levels[-1:].copy()
         heights: Samples = np.maximum.accumulate(np.maximum(levels.max(axis=1), self._loudest))
         self._loudest = heights[-1]
@@ -120,7 +125,7 @@ class EnvelopeFeature:
 
     def finish(self) -> Envelope:
         """The envelope of all. Call once, last."""
-        if not self._heights:
+        if self._first is None:
             empty = np.zeros(0, np.float32)
             return Envelope(empty, np.zeros((0, 3), np.float32), empty, -np.inf)
         bands = np.concatenate(self._bands).astype(np.float32)
@@ -128,7 +133,15 @@ class EnvelopeFeature:
         ahead = _CHANGE_FRAMES - DELAY
         change = np.concatenate([change[ahead:], np.zeros(min(ahead, len(change)), np.float32)])
         power = 2 * self._power / FRAME / (0.375 * FRAME)  # Parseval; 0.375: mean square of a Hann window
-        return Envelope(_delayed(self._strength()), _delayed(bands), change, 10 * np.log10(max(power, 1e-20)))
+        strength = _delayed(self._strength())
+        strength[1:2] = self._begin(self._first, float(strength.max()))
+        return Envelope(strength, _delayed(bands), change, 10 * np.log10(max(power, 1e-20)))
+
+    def _begin(self, first: Samples, strongest: float) -> float:
+        """The strength of what begins with the recording, which librosa does not tell."""
+        silence = np.full_like(first, self._loudest - np.float32(_BAND_RANGE_DB))
+        rise = float(_rise(silence, first, silence).mean())
+        return min(rise, _BEGIN_SHARE * strongest) if strongest else rise
 
     def _strength(self) -> Samples:
         """The strength for the clipping level of the whole."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from contrafact.engine.v1 import analyzer_pb2
 from numpy.typing import NDArray
@@ -24,9 +26,10 @@ class Incoming:
     """
 
     def __init__(self, spec: analyzer_pb2.AnalyzeSpec, chunk_frames: int) -> None:
-        self._spec, self._chunk = spec, chunk_frames
+        self._spec = spec
         self._received = 0
-        self._waiting = np.zeros((spec.channels, 0), np.float32)
+        self._chunk = np.zeros((spec.channels, chunk_frames), np.float32)
+        self._filled = 0
 
     def add(self, block: analyzer_pb2.AnalyzeBlock) -> list[Samples]:
         """Take in a block; returns the chunks that it completes, float32 ``[channels, chunk_frames]``.
@@ -49,10 +52,18 @@ class Incoming:
             message = f"a sample is not finite, or beyond ±{MAX_SAMPLE:,.0f}"
             raise invalid("INVALID_SAMPLES", message, "block.samples")
         self._received = end
-        data = np.concatenate([self._waiting, samples], axis=1)
-        whole = data.shape[1] if end == frames else data.shape[1] // self._chunk * self._chunk
-        self._waiting = data[:, whole:].copy()
-        return [np.ascontiguousarray(data[:, at : at + self._chunk]) for at in range(0, whole, self._chunk)]
+        return list(self._chunks(samples))
+
+    def _chunks(self, samples: Samples) -> Iterator[Samples]:
+        while samples.shape[1]:
+            part = samples[:, : self._chunk.shape[1] - self._filled]
+            samples = samples[:, part.shape[1] :]
+            self._chunk[:, self._filled : self._filled + part.shape[1]] = part
+            self._filled += part.shape[1]
+            ended = self._received == self._spec.frames and not samples.shape[1]
+            if ended or self._filled == self._chunk.shape[1]:
+                yield self._chunk[:, : self._filled].copy()
+                self._filled = 0
 
     def check_complete(self) -> None:
         """Raise ApiError if frames are missing."""

@@ -23,6 +23,8 @@ from servers.media.truepeak import TruePeakMeter
 
 REPLAY_GAIN_LUFS = -18.0
 """The loudness that ReplayGain 2.0 aims at."""
+MIN_RANGE_SECONDS = 6
+"""What is shorter has no range."""
 _PARTS = 10  # of a hop: the highest loudness is looked for every 10 ms
 _HOPS_PER_WINDOW = 30  # 3 s
 _RANGE_BINS_PER_LU = 100
@@ -77,6 +79,7 @@ class LoudnessFeature:
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self._hop = hop_frames(sample_rate)
+        self._range_frames = MIN_RANGE_SECONDS * sample_rate
         self._frames = 0
         self._weighted = WeightedPowers(sample_rate, channels, _PARTS)
         self._parts = np.zeros(0)  # the last of them
@@ -119,7 +122,7 @@ class LoudnessFeature:
             integrated_lufs=integrated,
             momentary_max_lufs=lufs(self._momentary),
             short_term_max_lufs=lufs(self._short_term) if long else None,
-            range_lu=self._range() if self._frames >= 2 * _HOPS_PER_WINDOW * self._hop else None,
+            range_lu=self._range() if self._frames >= self._range_frames else None,
             true_peak_db=peak,
             track_gain_db=REPLAY_GAIN_LUFS - integrated,
             crest_db=peak - 10 * math.log10(self._dynamics.power),

@@ -137,7 +137,8 @@ class _SwiftF0:
     def _f0(self, samples: Samples, last: int) -> Samples:
         if np.abs(samples[self._context * self.hop :]).max(initial=0) < swift_f0.SILENCE_PEAK:
             return np.zeros(last - self._context, np.float32)
-        found = self._detector.detect(samples, RATE)
+        # What is far beyond full scale, DC above all, would have a pitch.
+        found = self._detector.detect(samples / np.float32(max(1.0, np.abs(samples).max())), RATE)
         f0 = np.where(found.confidence >= 0.5, found.pitch_hz, 0.0)
         return f0[self._context : last].astype(np.float32)
 

@@ -29,7 +29,7 @@ from servers.platform.tasks import stopped, to_the_end, together
 T = TypeVar("T")
 
 _BLOCKS = 2  # that are read before they are needed
-_RESPONSES = 8
+_RESPONSES = 2  # features whose messages wait to be sent
 _PROGRESS_SECONDS = 1.0
 # Mono audio at 22,050 Hz that waits for the slower lanes: of most songs all of it, so that a person sees the waveform
 # after a fifth of the work.
@@ -90,7 +90,8 @@ class Running:
         self._spec, self._priority, self._turns = spec, priority, turns
         self._blocks: asyncio.Queue[AnalyzeBlock | ApiError | None] = asyncio.Queue(_BLOCKS)
         self._backlogs: list[asyncio.Queue[Samples | None]] = []
-        self._responses: asyncio.Queue[AnalyzeResponse | _End] = asyncio.Queue(_RESPONSES)
+        self._responses: asyncio.Queue[list[AnalyzeResponse] | _End] = asyncio.Queue()
+        self._room = asyncio.Semaphore(_RESPONSES)  # for responses, but not for the end, which nobody may wait for
         self._chunks_done = self._chunks = 0
 
     async def responses(self, requests: AsyncIterator[AnalyzeRequest]) -> AsyncGenerator[AnalyzeResponse, None]:
@@ -105,16 +106,24 @@ class Running:
             while True:
                 try:
                     async with asyncio.timeout(_PROGRESS_SECONDS):
-                        response = await self._responses.get()
+                        messages = await self._responses.get()
                 except TimeoutError:
-                    response = AnalyzeResponse(progress=self._chunks_done / max(1, self._chunks))
-                if isinstance(response, _End):
+                    yield AnalyzeResponse(progress=self.progress)
+                    continue
+                if isinstance(messages, _End):
                     break
-                yield response
-            if response.error is not None:
-                raise response.error
+                for message in messages:
+                    yield message
+                self._room.release()
+            if messages.error is not None:
+                raise messages.error
         finally:
             await stopped(working)
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that take in audio that have been made, 0 to 1."""
+        return self._chunks_done / max(1, self._chunks)
 
     async def _work(self, requests: AsyncIterator[AnalyzeRequest]) -> None:
         end = _End(None)
@@ -122,18 +131,18 @@ class Running:
             await together(self._read(requests), self._analyze())
         except Exception as error:
             end = _End(error)
-        await self._responses.put(end)
+        self._responses.put_nowait(end)
 
     async def _analyze(self) -> None:
         analysis = await self._step(_analysis, self._spec, first=True)
-        lanes = 1 + len(analysis.others)
-        self._chunks = lanes * -(-self._spec.frames // analysis.chunk_frames)
+        chunks, lanes = -(-self._spec.frames // analysis.chunk_frames), 1 + len(analysis.others)
+        self._chunks = lanes * chunks + len(analysis.others)  # which take in the rest, too
         room = (_BACKLOG_SECONDS if self._priority == INTERACTIVE else _BACKLOG_SECONDS_OTHERWISE) // CHUNK_SECONDS
         self._backlogs = [asyncio.Queue(room) for _ in analysis.others]
         others = zip(analysis.others, self._backlogs, strict=True)
         await together(self._native(analysis), *(self._other(*other) for other in others))
         report = AnalyzeReport(analyzer=ANALYZER, cpu_seconds=analysis.cpu_seconds())
-        await self._responses.put(AnalyzeResponse(report=report))
+        await self._send([AnalyzeResponse(report=report)])
 
     async def _read(self, requests: AsyncIterator[AnalyzeRequest]) -> None:
         """Read ahead. What is out of place is told when all that came before it has been taken in."""
@@ -183,8 +192,9 @@ class Running:
             await self._send(messages)
 
     async def _send(self, messages: list[AnalyzeResponse]) -> None:
-        for message in messages:
-            await self._responses.put(message)
+        """Send ``messages`` one after the other: no others come between the parts of a list."""
+        await self._room.acquire()
+        self._responses.put_nowait(messages)
 
     async def _step(self, work: Callable[..., T], *args: Any, first: bool = False) -> T:
         return await self._turns.step(self._priority, first, work, *args)

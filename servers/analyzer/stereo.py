@@ -41,31 +41,26 @@ class Stereo:
 
 
 class StereoFeature:
-    """Width and phase of one stream. The result does not depend on how it is cut into arrays.
+    """Width and phase of one stream of two channels. The result does not depend on how it is cut into arrays.
 
     Args:
         sample_rate: in Hz.
-        channels: 1 or 2.
     """
 
-    def __init__(self, sample_rate: int, channels: int) -> None:
+    def __init__(self, sample_rate: int) -> None:
         self._hop = hop_frames(sample_rate)
-        self._pieces = Pieces(self._hop, channels)
-        self._mono = channels == 1
+        self._pieces = Pieces(self._hop, 2)
         self._heard = False
         self._hops: Sums = np.zeros((0, 3))  # the last of them
         self._sums: Sums = np.zeros(3)
         self._lowest = math.inf
 
     def process(self, samples: Samples) -> None:
-        """Measure float32 ``[channels, n]``."""
-        if not self._mono:
-            self._add(self._pieces.process(samples))
+        """Measure float32 ``[2, n]``."""
+        self._add(self._pieces.process(samples))
 
-    def finish(self) -> Stereo | Unknown | None:
-        """The result; None for mono. Call once, last."""
-        if self._mono:
-            return None
+    def finish(self) -> Stereo | Unknown:
+        """The result. Call once, last."""
         self._add(self._pieces.finish()[:, None], whole=False)
         if not self._heard:
             return Unknown("SILENT", "Nothing in it is above -70 dBFS.")

@@ -15,7 +15,7 @@ from servers.analyzer.unknown import Unknown
 MIN_SECONDS = 4.0
 MIN_CONFIDENCE = 0.2
 
-_STRENGTH = 0.7  # what a recording's mean evidence counts: then it is right as often as its confidence says
+_STRENGTH = 0.9  # what mean evidence counts: less than ``fit_tempo`` finds, for songs differ more than its rhythms do
 _CHANGE = 1.5  # grid steps by which tempo commonly changes from a window to the next
 _FARTHEST = 6  # grid steps by which it changes at most without a break
 _BREAK = 8.0  # what a jump to any other tempo costs

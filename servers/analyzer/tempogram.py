@@ -2,8 +2,8 @@
 
 The evidence for a tempo is a weighted sum of the autocorrelations of onset strength, whole and in three bands, at
 multiples and fractions of its period, and a polynomial of its logarithm. The weights are those of a conditional logit
-model, whose choices are all tempi and "no beat", fitted to about 1,250 generated rhythms: random drum patterns, clicks,
-strums, melodies, walking bass, talk, rubato.
+model, whose choices are all tempi and "no beat", fitted by ``tests.bench.analysis.fit_tempo`` to 1,800 random rhythms:
+drums, bands, clicks, strums, melodies, talk, rubato.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _MEAN = 43  # frames
 _CHUNK = 256  # windows
 
 _WEIGHTS = (  # lag in beats; weights of the whole, below 200 Hz, to 2 kHz, above
-    (1 / 6, -1.93, -0.53, -1.28, -1.74),
-    (1 / 4, -0.00, -1.02, -0.09, -0.97),
-    (1 / 3, 0.17, -0.51, -0.22, -1.15),
-    (3 / 8, 0.72, -0.04, -0.14, -0.31),
-    (1 / 2, 0.06, -0.18, -0.65, -0.27),
-    (2 / 3, -0.30, -1.30, -0.30, -0.56),
-    (3 / 4, -0.49, -1.03, -0.36, -0.25),
-    (7 / 8, -1.45, 0.65, -0.89, -0.50),
-    (1, 1.18, -1.72, 0.49, -0.30),
-    (9 / 8, -1.33, 1.03, -0.76, -0.06),
-    (5 / 4, -0.37, -0.99, -0.19, 0.19),
-    (4 / 3, -0.14, -1.70, 0.09, -0.23),
-    (3 / 2, 0.54, -1.91, 0.59, -0.75),
-    (5 / 3, 0.32, -1.24, 0.30, -0.75),
-    (2, 0.94, 0.58, 0.31, 1.18),
-    (5 / 2, 0.81, -0.55, 0.28, -0.29),
-    (3, 2.64, 2.70, 1.85, -0.81),
-    (7 / 2, 0.36, -0.77, -0.04, -0.92),
-    (4, 2.17, 3.07, 2.10, 0.97),
+    (1 / 6, -1.53, -1.22, -1.00, -1.15),
+    (1 / 4, -0.39, -1.13, -0.56, -0.72),
+    (1 / 3, 0.31, -1.08, -0.22, -0.64),
+    (3 / 8, -0.01, -1.20, -0.85, -0.41),
+    (1 / 2, -0.37, -0.23, -0.91, 0.23),
+    (2 / 3, -0.52, -1.79, -0.59, -0.95),
+    (3 / 4, -0.01, -0.91, -0.17, 0.16),
+    (7 / 8, -1.18, 0.05, -0.78, -0.90),
+    (1, -0.04, -0.79, 0.69, -0.37),
+    (9 / 8, -1.07, 0.63, -0.10, -0.75),
+    (5 / 4, 0.12, -0.10, 0.12, 0.24),
+    (4 / 3, -0.69, -1.43, -0.57, -1.26),
+    (3 / 2, 0.24, -0.99, 0.35, -0.53),
+    (5 / 3, 0.07, -0.35, -0.21, -0.60),
+    (2, 1.82, -0.23, 0.68, -0.56),
+    (5 / 2, 0.33, -0.46, 0.24, -0.05),
+    (3, 2.25, 2.43, 2.68, 1.10),
+    (7 / 2, -0.31, -1.29, -0.04, -0.46),
+    (4, 2.73, 3.38, 2.93, 1.25),
 )
 RATIOS = tuple(ratio for ratio, *_ in _WEIGHTS)
-_PRIOR_COEFFICIENTS = (-8.70, 2.93, 3.54, -0.32, -3.74)
+_PRIOR_COEFFICIENTS = (-8.69, 2.55, -3.07, -0.71, 0.39)
 
 
 def signals(envelope: Envelope) -> Floats:

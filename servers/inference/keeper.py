@@ -127,6 +127,6 @@ class ModelKeeper(Background):
 
 def _first_line(error: BaseException) -> str:
     text = error.message if isinstance(error, TritonError) else (str(error) or type(error).__name__)
-    lines = [line for line in text.splitlines() if line.strip()]
-    # A Python traceback ends with what matters.
+    # What a model says by itself comes before the place where it did; a Python traceback ends with what matters.
+    lines = [line for line in text.partition("\nAt:\n")[0].splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

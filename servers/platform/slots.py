@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from prometheus_client import Gauge
 
 INTERACTIVE, BACKGROUND = 1, 2
+# In which turns are given: priorities, and of each those who go first.
+_TURNS = [(priority, first) for priority in (INTERACTIVE, BACKGROUND) for first in (True, False)]
 
 _HELD = Gauge("contrafact_slots_held", "Slots of a limited resource that are held.", ["resource", "priority"])
 _WAITING = Gauge("contrafact_slots_waiting", "Waiting for a slot of a limited resource.", ["resource", "priority"])
@@ -17,6 +19,8 @@ _WAITING = Gauge("contrafact_slots_waiting", "Waiting for a slot of a limited re
 
 class Slots:
     """A semaphore that lets interactive work pass background work, and each in the order in which it came.
+
+    Of either, those who go first pass those who do not, in the order in which they came, too.
 
     Background work never holds the last of several slots: however much of it there is, interactive work that finds
     nobody of its own kind before it begins at once.
@@ -32,11 +36,11 @@ class Slots:
         self._resource = resource
         self._limits = {INTERACTIVE: limit, BACKGROUND: max(1, limit - 1)}
         self._held = {INTERACTIVE: 0, BACKGROUND: 0}
-        self._waiting: dict[int, deque[asyncio.Future[None]]] = {INTERACTIVE: deque(), BACKGROUND: deque()}
+        self._waiting: dict[tuple[int, bool], deque[asyncio.Future[None]]] = {turn: deque() for turn in _TURNS}
 
     @asynccontextmanager
     async def hold(self, priority: int, *, first: bool = False) -> AsyncIterator[None]:
-        """Wait for a slot and hold it; ``priority``: INTERACTIVE or BACKGROUND; ``first``: before others that wait."""
+        """Wait for a slot and hold it; ``priority``: INTERACTIVE or BACKGROUND; ``first``: before those who do not."""
         await self._take(priority, first)
         try:
             yield
@@ -45,8 +49,8 @@ class Slots:
 
     async def _take(self, priority: int, first: bool) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting[priority]
-        waiting.insert(0 if first else len(waiting), turn)
+        waiting = self._waiting[priority, first]
+        waiting.append(turn)
         self._admit()
         try:
             await turn
@@ -55,7 +59,7 @@ class Slots:
                 self._give_back(priority)
             else:
                 with suppress(ValueError):  # _admit may have met it before this task heard of its cancellation
-                    self._waiting[priority].remove(turn)
+                    waiting.remove(turn)
                 self._report()
             raise
 
@@ -65,9 +69,10 @@ class Slots:
 
     def _admit(self) -> None:
         """Give free slots to those who are next. A slot is theirs from here on, not from when they notice."""
-        for priority in (INTERACTIVE, BACKGROUND):
-            while self._waiting[priority] and self._is_free(priority):
-                turn = self._waiting[priority].popleft()
+        for priority, first in _TURNS:
+            waiting = self._waiting[priority, first]
+            while waiting and self._is_free(priority):
+                turn = waiting.popleft()
                 if not turn.cancelled():
                     self._held[priority] += 1
                     turn.set_result(None)
@@ -80,4 +85,6 @@ class Slots:
     def _report(self) -> None:
         for priority in (INTERACTIVE, BACKGROUND):
             _HELD.labels(self._resource, priority).set(self._held[priority])
-            _WAITING.labels(self._resource, priority).set(len(self._waiting[priority]))
+            _WAITING.labels(self._resource, priority).set(
+                sum(len(self._waiting[priority, first]) for first in (True, False))
+            )

@@ -14,16 +14,21 @@ T = TypeVar("T")
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, and only then let this task be cancelled; grpc may ask for it more than once."""
+    """Await ``work``, and only then let this task be cancelled; grpc may ask for it more than once.
+
+    Raises:
+        asyncio.CancelledError: this task was cancelled meanwhile, whether or not ``work`` failed: that is its cause.
+        Exception: what ``work`` raises.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        raise cancelled
+        raise cancelled from None if task.cancelled() else task.exception()
     return task.result()
 
 

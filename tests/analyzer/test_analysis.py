@@ -134,9 +134,10 @@ def test_every_input_is_survived(name: str) -> None:
     [
         ("silence", dict.fromkeys(["LOUDNESS", "STEREO", *NEEDS_RATE], "SILENT")),
         ("denormal", dict.fromkeys(["LOUDNESS", "STEREO", *NEEDS_RATE], "SILENT")),
-        ("10 ms", dict.fromkeys(["LOUDNESS", "TEMPO", "KEY", "PITCH", "EMBEDDING"], "TOO_SHORT")),
-        ("1 sample", dict.fromkeys(["LOUDNESS", "TEMPO", "KEY", "PITCH", "EMBEDDING"], "TOO_SHORT")),
+        ("10 ms", dict.fromkeys(["LOUDNESS", "ONSETS", "TEMPO", "KEY", "PITCH", "EMBEDDING"], "TOO_SHORT")),
+        ("1 sample", dict.fromkeys(["LOUDNESS", "ONSETS", "TEMPO", "KEY", "PITCH", "EMBEDDING"], "TOO_SHORT")),
         ("DC", {"TEMPO": "NO_BEAT", "KEY": "NO_TONALITY", "PITCH": "NO_PITCH"}),
+        ("the loudest there is", {"TEMPO": "NO_BEAT", "KEY": "NO_TONALITY", "PITCH": "NO_PITCH"}),
         ("one click", {"TEMPO": "NO_BEAT", "KEY": "NO_TONALITY", "PITCH": "NO_PITCH"}),
         ("full scale noise", {"TEMPO": "NO_BEAT", "KEY": "NO_TONALITY", "PITCH": "NO_PITCH"}),
     ],

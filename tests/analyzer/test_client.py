@@ -12,10 +12,13 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import grpc
 import numpy as np
 import pytest
-from contrafact.engine.v1.analyzer_pb2 import AnalyzeReport, AnalyzeResponse, AnalyzeSpec
+from contrafact.engine.v1.analyzer_pb2 import AnalyzeReport, AnalyzeResponse, AnalyzeSpec, SegmentEmbeddings
 
+from servers.analyzer.analysis import Feature, Found
+from servers.analyzer.messages import responses
 from servers.analyzer.onsets import Onsets
 from servers.analyzer.server import MAX_ANALYSES, MAX_BACKGROUND
+from servers.analyzer.unknown import Unknown
 from servers.local.ports import free_port
 from servers.media.blocks import Block
 from servers.orchestrator.engines.analyzer import Analyzer, AnalyzerError
@@ -254,16 +257,11 @@ async def test_of_those_who_wait_a_person_is_next(analyzer: AnalyzerProcess) -> 
     assert order == ["person", "scan"]
 
 
-async def test_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they come of half a day of onsets."""
-    from servers.analyzer.analysis import Feature, Found
-    from servers.analyzer.messages import responses
+HALF_A_DAY = Onsets(300_000, 1.0, tuple(float(second) for second in range(300_000)))
 
-    seconds = tuple(float(second) for second in range(300_000))
-    sent = [
-        *responses(Found(Feature.ONSETS, Onsets(len(seconds), 1.0, seconds))),
-        AnalyzeResponse(report=AnalyzeReport()),
-    ]
+
+async def received(monkeypatch: pytest.MonkeyPatch, sent: Sequence[AnalyzeResponse]) -> list[AnalyzeResponse]:
+    """What the client makes of what an analyzer sent."""
 
     async def exchange(*_: object) -> AsyncGenerator[AnalyzeResponse, None]:
         for response in sent:
@@ -271,8 +269,31 @@ async def test_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async with Analyzer(Settings()) as client:
         monkeypatch.setattr(client, "_exchange", exchange)
-        onsets, report = [response async for response in client.analyze(LONG, endless())]
+        return [response async for response in client.analyze(LONG, endless())]
+
+
+async def test_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [*responses(Found(Feature.ONSETS, HALF_A_DAY)), AnalyzeResponse(report=AnalyzeReport())]
+    onsets, report = await received(monkeypatch, sent)
     assert len(sent) > 3
-    assert tuple(onsets.features.onsets.seconds) == seconds
+    assert tuple(onsets.features.onsets.seconds) == HALF_A_DAY.seconds
     assert not onsets.more
     assert report.HasField("report")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        AnalyzeResponse(progress=0.5),
+        AnalyzeResponse(segments=SegmentEmbeddings(dimensions=1)),
+        AnalyzeResponse(report=AnalyzeReport()),
+        *responses(Found(Feature.KEY, Unknown("NO_TONALITY", "It has none."))),
+    ],
+    ids=["progress", "segments", "report", "another feature"],
+)
+async def test_parts_that_do_not_follow_one_another_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, between: AnalyzeResponse
+) -> None:
+    first, *others = responses(Found(Feature.ONSETS, HALF_A_DAY))
+    with pytest.raises(AnalyzerError, match="did not come in a row"):
+        await received(monkeypatch, [first, between, *others, AnalyzeResponse(report=AnalyzeReport())])

@@ -170,6 +170,13 @@ def test_what_short_ones_lack(seconds: float, absent: set[str]) -> None:
     assert {name for name, value in found.items() if value is None} == absent
 
 
+@pytest.mark.parametrize(("frames", "absent"), [(66_149, True), (66_150, False)])
+def test_six_seconds_are_so_at_every_rate(frames: int, absent: bool) -> None:
+    """Of 11,025 Hz, 60 hops of 0.1 s to the nearest frame are longer."""
+    found = loudness(noise(6.1, -20, seed=3, rate=11_025)[:, :frames], 11_025)
+    assert (found.range_lu is None, found.dynamic_range_db is None) == (absent, absent)
+
+
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [

@@ -119,6 +119,7 @@ WITHOUT = {
     "a click": np.eye(1, 5 * RATE, RATE)[0],
     "clicks": TIME % 0.5 == 0,
     "a constant": np.full(5 * RATE, 0.5),
+    "a constant of 80 dB": np.full(5 * RATE, 1e4),
     "a whistle above all voices": 0.3 * np.sin(2 * np.pi * 6000 * TIME),
 }
 

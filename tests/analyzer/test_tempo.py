@@ -10,11 +10,11 @@ import pytest
 
 from servers.analyzer.beats import bars, track_beats
 from servers.analyzer.envelope import EnvelopeFeature
-from servers.analyzer.tempo import Tempo, find_tempo, smoothest
+from servers.analyzer.tempo import Tempo, find_tempo, levels, smoothest
 from servers.analyzer.tempogram import GRID
 from servers.analyzer.unknown import Unknown
 from tests.analyzer.rhythms import RATE, Rhythm, Samples, clicks, drums, without_beat
-from tests.bench.analysis.rhythm import f_measure, powers
+from tests.bench.analysis.rhythm import GROOVES, f_measure, powers, song
 
 AUDIO = Path(__file__).parents[3] / "shared" / "audio"
 
@@ -31,7 +31,7 @@ def tempo_of(rhythm: Rhythm) -> Tempo:
     return tempo
 
 
-@pytest.mark.parametrize("bpm", [45, 77, 120, 163, 220])
+@pytest.mark.parametrize("bpm", [41, 77, 120, 163, 220, 238])
 def test_of_clicks(bpm: float) -> None:
     rhythm = clicks(bpm, 16, np.random.default_rng(0))
     tempo = tempo_of(rhythm)
@@ -50,12 +50,37 @@ def test_beats_are_where_they_sound() -> None:
     assert np.quantile(np.abs(errors), 0.9) < 0.02
 
 
-@pytest.mark.parametrize("pattern", ["rock", "house", "motown", "waltz"])
+@pytest.mark.parametrize("pattern", ["rock", "house", "motown", "waltz", "breakbeat"])
 def test_of_a_band(pattern: str) -> None:
     rhythm = drums(pattern, 108, 20, np.random.default_rng(1), bass=True, chords=True)
     tempo = tempo_of(rhythm)
     assert tempo.bpm == pytest.approx(108, rel=0.01)
     assert f_measure(np.array(tempo.beat_seconds), rhythm.beats) > 0.9
+
+
+@pytest.mark.parametrize("seconds", [12, 30])
+def test_of_the_synthetic_song(seconds: float) -> None:
+    rhythm = song(seconds, 3)
+    tempo = tempo_of(rhythm)
+    assert tempo.bpm == pytest.approx(108, rel=0.005)
+    assert 0.5 < tempo.confidence < 0.99  # its eighths are nearly as strong as its beats
+    assert f_measure(np.array(tempo.beat_seconds), rhythm.beats) > 0.95
+
+
+@pytest.mark.parametrize("pattern", ["disco", "funk", "slow soul", "shuffle", "techno"])
+def test_of_a_groove(pattern: str) -> None:
+    slowest, fastest, swing, voices = GROOVES[pattern]
+    bpm = (slowest + fastest) / 2
+    tempo = tempo_of(drums(voices, bpm, 16, np.random.default_rng(7), swing=swing, bass=True))
+    assert tempo.bpm == pytest.approx(bpm, rel=0.01)
+
+
+def test_the_likeliest_tempo_is_that_of_most_evidence_within_three_percent() -> None:
+    scores = np.full((3, len(GRID)), -20.0)
+    scores[:, 40] = 5.0
+    scores[:, 110:113] = 4.9  # less each, but more in all
+    path, _ = levels(scores, np.full(3, 40))
+    assert set(path) <= {110, 111, 112}
 
 
 def test_of_swing() -> None:

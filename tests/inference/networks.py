@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,10 +28,10 @@ def write_network(
         scale: of what it makes.
     """
     told = {**METADATA, **(metadata or {})}
-    weights = {
+    weights: dict[str, NDArray[Any]] = {
         "axis": np.array([1], np.int64),
         "kernels": _kernels(),
-        "floor": np.float32([1e-6]),
+        "floor": np.array([1e-6], np.float32),
         "projection": _projection(dimensions) * np.float32(scale),
         "time": np.array([2], np.int64),
         "bands": np.array([1], np.int64),

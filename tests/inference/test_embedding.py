@@ -115,7 +115,7 @@ async def test_shared_memory_and_inline_give_the_same(triton: Triton, settings: 
         async with Triton(changed(settings, shared_memory=sharing)) as other:
             made.append(await embed(Embedder(other, ModelKeeper(other, EMBEDDER, settings), settings), samples))
             assert bool(our_regions()) == (sharing == "on")
-    np.testing.assert_array_equal(*made)
+    np.testing.assert_array_equal(made[0], made[1])
     assert not our_regions()
 
 
@@ -152,10 +152,11 @@ async def test_windows_of_another_length_are_refused(embedder: Embedder) -> None
         await embedder._ask(np.ones((9, network.window), np.float32), None, 1, "test")
 
 
+@pytest.mark.slow
 async def test_a_model_that_dies_is_loaded_again(embedder: Embedder, triton_stack: Stack) -> None:
     samples = noise(40)
     network = await embedder.network(priority=2, request_id="test")
-    made = []
+    made: list[Samples] = []
     async with aclosing(embedder.embed(network, blocks(samples[None], 8000), priority=2, request_id="test")) as parts:
         async for part in parts:
             if not made:
@@ -165,6 +166,7 @@ async def test_a_model_that_dies_is_loaded_again(embedder: Embedder, triton_stac
     np.testing.assert_allclose(np.concatenate(made), by_numpy(samples), atol=1e-4)
 
 
+@pytest.mark.slow
 async def test_weights_that_are_damaged(
     triton: Triton, settings: Settings, network_file: Path, embedder: Embedder
 ) -> None:

@@ -140,6 +140,19 @@ class World:
             track, _ = await registrar.register(new, await registrar.examine(new), _nothing)
         return track
 
+    @asynccontextmanager
+    async def deleting(self, track: uuid.UUID) -> AsyncIterator[None]:
+        """A track that is gone when the context ends."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.execute("DELETE FROM tracks WHERE id = $1", track)
+            yield
+
+    async def blocked(self) -> None:
+        """Wait until somebody waits for a lock."""
+        async with asyncio.timeout(30):
+            while not await self.pool.fetchval("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.01)
+
     async def items(self, scan: Row) -> list[Row]:
         """Its items, as they came."""
         return await self.pool.fetch("SELECT * FROM scan_items WHERE scan_id = $1 ORDER BY number", scan["id"])

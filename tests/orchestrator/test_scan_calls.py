@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import uuid
@@ -21,6 +22,7 @@ from grpc_status import rpc_status
 from servers.local import Stack, running_stack
 from servers.platform.settings import Settings
 from servers.storage.objects import ObjectStore
+from tests.clients.command import contrafact
 from tests.conftest import FAKE_MODELS, stack_settings
 from tests.orchestrator.test_separation import noise, write
 
@@ -123,7 +125,7 @@ async def all_begun(api: Stub, scan: analysis_pb2.Scan, tracks: list[str]) -> No
         await asyncio.sleep(0.1)
 
 
-async def test_streamed_names_are_analysed_once(api: Stub, client: Client, tmp_path: Path) -> None:
+async def test_streamed_names_are_analysed_once(api: Stub, client: Client, stack: Stack, tmp_path: Path) -> None:
     tracks = [await upload(client, tmp_path) for _ in range(3)]
     first = opening()
     told = await answers(api, first, names(*tracks[:2]), names(*tracks[1:], tracks[0]), END)
@@ -138,6 +140,11 @@ async def test_streamed_names_are_analysed_once(api: Stub, client: Client, tmp_p
     found = await items(api, done, page_size=2)
     assert [item.track for item in found] == tracks
     assert {item.state for item in found} == {Item.STATE_ANALYZED}
+    for more, shown in (("--limit", "2"), tracks[:2]), ((), tracks):
+        code, out, error = await contrafact(
+            "scans", "items", done.name, "--json", *more, CONTRAFACT_ADDRESS=stack.api_address
+        )
+        assert [json.loads(line)["track"] for line in out.splitlines()] == shown, (code, error)
     for track in tracks:
         response = await api.GetAnalysis(analysis_pb2.GetAnalysisRequest(track=track, only_existing=True))
         assert response.analysis.HasField("create_time")

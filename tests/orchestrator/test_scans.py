@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
 
 import pytest
+from contrafact.engine.v1 import analyzer_pb2
+from contrafact.v1 import analysis_pb2
 
 from servers.local import running_stack
+from servers.orchestrator.analyses.partial import PartialAnalyses
+from servers.orchestrator.api import scans as methods
+from servers.orchestrator.jobs.events import BEGINNING
 from servers.orchestrator.jobs.findings import Stores
 from servers.orchestrator.jobs.retention import ended_scans
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
-from servers.orchestrator.jobs.store import LeaseLost
+from servers.orchestrator.jobs.store import LeaseLost, NewJob
+from servers.orchestrator.pipelines import importing
+from servers.orchestrator.pipelines.analyze import _Growth
 from servers.orchestrator.pipelines.importing import ImportPipeline
 from servers.orchestrator.scans import listing
+from servers.orchestrator.scans.items import MOST_TRIES
 from servers.orchestrator.scans.store import MAX_SCANS, ScanComplete, TooManyScans, UnknownTrack
 from servers.orchestrator.scans.views import scan as as_message
+from servers.platform.errors import ApiError
+from servers.platform.identity import Principal, current_principal
 from servers.platform.settings import Settings
+from servers.platform.tasks import stopped
+from servers.storage import keys
+from servers.storage.database import exclusive
 from servers.storage.migrate import migrate
 from tests.conftest import stack_settings
 from tests.media.media_builders import wav_bytes
@@ -212,6 +228,7 @@ async def test_cancelling_ends_a_scan_and_its_jobs(world: World) -> None:
     jobs = await world.pool.fetch("SELECT state, cancel_requested FROM jobs ORDER BY state")
     assert [tuple(job) for job in jobs] == [("CANCELLED", True), ("RUNNING", True)]
     assert await world.states(scan) == {"WAITING": 5}
+    assert not any(item["busy"] for item in await world.items(scan))
     assert await world.scans.cancel(scan["id"], OWNER) == row  # as it is
     await world.scans.name(scan, [await world.track()])  # by who has not heard of it
     assert await world.states(scan) == {"WAITING": 5}
@@ -245,6 +262,155 @@ async def test_deleted_tracks_fail_and_the_rest_goes_on(world: World) -> None:
     assert items == [("FAILED", "TRACK_DELETED"), ("FAILED", "TRACK_DELETED"), ("ANALYZED", None)]
     assert [item["error"]["reason"] for item in await world.items(imports)] == ["TRACK_DELETED"]
     assert await world.pool.fetchval("SELECT count(*) FROM tracks") == 1
+
+
+async def test_a_deletion_keeps_nobody_else_waiting(world: World) -> None:
+    for number in range(2):
+        await world.objects.put(f"imports/{number}.wav", recording())
+    scan = await world.scan(prefix="imports/")
+    await world.lister.round()
+    await world.feeder().round()
+    await world.runner("IMPORT").serve()
+    gone, kept = [row["track_id"] for row in await world.pool.fetch("SELECT track_id FROM jobs")]
+    async with world.deleting(gone), asyncio.timeout(20):
+        await world.feeder().round()
+        assert {item["track_id"] for item in await world.items(scan)} == {kept, None}
+    await world.until(scan)
+    assert await world.states(scan) == {"ANALYZED": 1, "FAILED": 1}
+
+
+async def test_a_track_that_is_deleted_at_its_end_was_analysed(world: World) -> None:
+    gone, kept = await world.track(), await world.track()
+    scan = await world.named(gone, kept)
+    await world.feeder().round()
+    await world.runner().serve()
+    async with world.deleting(gone):
+        feeding = asyncio.create_task(world.feeder().round())
+        await world.blocked()
+    await feeding
+    assert await world.states(scan) == {"ANALYZED": 2}
+    assert [item["track_id"] for item in await world.items(scan)] == [None, kept]
+
+
+async def test_a_track_that_is_deleted_while_it_is_named_is_unknown(world: World) -> None:
+    track, scan = await world.track(), await world.scan()
+    async with world.deleting(track):
+        naming = asyncio.create_task(world.scans.name(scan, [track]))
+        await world.blocked()
+    with pytest.raises(UnknownTrack):
+        await naming
+
+
+async def test_names_are_repeated_although_a_track_was_deleted(world: World) -> None:
+    gone, kept = await world.track(), await world.track()
+    scan = await world.named(gone, complete=False)
+    async with world.deleting(gone):
+        pass
+    await world.scans.name(scan, [gone, kept])
+    await world.scans.complete(scan["id"])
+    await world.scans.name(scan, [gone, kept])
+    assert [item["track_id"] for item in await world.items(scan)] == [None, kept]
+    await world.until(scan)
+    assert await world.states(scan) == {"FAILED": 1, "ANALYZED": 1}
+
+
+async def test_what_may_pass_is_tried_again(world: World) -> None:
+    world.failing["bad"] = JobFailure("MODEL_UNAVAILABLE", "it is away", retryable=True)
+    scan = await world.named(await world.track(name="bad"))
+    pauses = []
+    for tries in range(1, MOST_TRIES):
+        await world.step()
+        for _ in range(2):
+            await world.feeder().round()
+        (item,) = await world.items(scan)
+        assert (item["state"], item["busy"], item["tries"], item["error"]) == ("WAITING", False, tries, None)
+        assert await world.pool.fetchval("SELECT count(*) FROM jobs") == tries
+        pause = item["not_before"] - dt.datetime.now(dt.UTC)
+        pauses.append(round(pause.total_seconds(), -1))
+        await world.pool.execute("UPDATE scan_items SET not_before = now()")
+    assert pauses == [10, 20, 40, 80, 160, 320, 600, 600, 600]
+    await world.until(scan)
+    (item,) = await world.items(scan)
+    assert (item["state"], item["error"]["reason"]) == ("FAILED", "MODEL_UNAVAILABLE")
+    assert await world.pool.fetchval("SELECT count(*) FROM jobs") == MOST_TRIES
+
+
+async def test_an_import_that_may_pass_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.objects.put("imports/x.wav", recording())
+    scan = await world.scan(prefix="imports/")
+    with monkeypatch.context() as hurry:
+        hurry.setattr(importing, "PROBE_SECONDS", 0.001)
+        await world.step("IMPORT")
+        await world.feeder().round()
+    (item,) = await world.items(scan)
+    assert (item["state"], item["tries"], item["track_id"]) == ("WAITING", 1, None)
+    assert await world.pool.fetchval("SELECT error ->> 'reason' FROM jobs") == "PROBE_TIMEOUT"
+    await world.pool.execute("UPDATE scan_items SET not_before = now()")
+    await world.until(scan)
+    assert await world.states(scan) == {"ANALYZED": 1}
+
+
+async def test_what_is_analysed_already_is_passed_over_at_once(world: World) -> None:
+    tracks = [await world.track() for _ in range(12)]
+    await world.until(await world.named(*tracks))
+    scan = await world.named(*tracks[:6], await world.track(), *tracks[6:], await world.track())
+    await world.feeder(scan_jobs=1).round()
+    assert (await world.states(scan))["EXISTING"] >= 6
+    assert sum(item["busy"] for item in await world.items(scan)) == 1
+
+
+async def test_events_of_a_scan_are_soon_forgotten(world: World) -> None:
+    asked, scanned = await world.track(), await world.track()
+    spec = {"track": f"tracks/{asked}"}
+    await world.store.create(NewJob(OWNER, uuid.uuid4(), "ANALYZE", "INTERACTIVE", spec, asked, {}))
+    await world.runner().serve()
+    await world.until(await world.named(scanned))
+    kept = {
+        row["track_id"]: await world.redis.ttl(keys.job_events(row["id"]))
+        for row in await world.pool.fetch("SELECT id, track_id FROM jobs")
+    }
+    assert 0 < kept[scanned] <= 600
+    assert kept[asked] > 24 * 3600
+
+
+@pytest.mark.parametrize(("priority", "most"), [("INTERACTIVE", 100), ("BACKGROUND", 10)])
+async def test_a_job_of_a_scan_tells_little_of_its_progress(world: World, priority: str, most: int) -> None:
+    track = await world.track()
+    spec = {"track": f"tracks/{track}"}
+    row, _ = await world.store.create(NewJob(OWNER, uuid.uuid4(), "ANALYZE", priority, spec, track, {}))
+    growth = _Growth(JobRun(row, world.store, world.events), "a digest", PartialAnalyses(world.redis), 1)
+    for step in range(1000):
+        await growth.take(0, analyzer_pb2.AnalyzeResponse(progress=(step + 1) / 1000))
+    events = await world.events.read(row["id"], BEGINNING)
+    assert 0.9 * most <= len(events) <= most
+    assert events[-1].progress.fraction > 0.85
+
+
+async def test_a_stream_has_to_say_something_only_if_it_names_tracks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(methods, "LOOK_SECONDS", 0.05)
+    current_principal.set(Principal(OWNER))
+
+    async def told(**source: Any) -> AsyncIterator[analysis_pb2.ScanLibraryResponse]:
+        async def silent() -> AsyncIterator[analysis_pb2.ScanLibraryRequest]:
+            spec = analysis_pb2.ScanSpec(request_id=str(uuid.uuid4()), **source)
+            yield analysis_pb2.ScanLibraryRequest(spec=spec)
+            await asyncio.sleep(3600)
+
+        context: Any = None
+        async for response in methods.ScanMethods(world.scans).ScanLibrary(silent(), context):
+            yield response
+
+    states = []
+    async for response in told(all_tracks=True):
+        states.append(response.scan.state)
+        await asyncio.sleep(0.3)
+        await world.step()
+    assert states[-1] == analysis_pb2.SCAN_STATE_DONE
+    with pytest.raises(ApiError, match="nothing arrived"):
+        [response async for response in told()]
 
 
 async def test_failures_are_told(world: World) -> None:
@@ -285,6 +451,39 @@ async def test_what_is_too_large_is_not_taken_in(world: World) -> None:
         "imports/large.wav": ("FAILED", "TRACK_TOO_LARGE"),
         "imports/large.jpg": ("SKIPPED", "NOT_AUDIO"),
     }
+
+
+async def test_what_is_too_large_is_not_even_fetched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = world.settings.model_copy(update={"max_upload_bytes": 2_000_000})
+    world.imports = ImportPipeline(world.pool, world.objects, few)
+    await world.objects.put("imports/large.wav", wav_bytes(bytes(3_000_000)))
+    read, fetched = world.objects.read, []
+
+    async def counted(key: str) -> AsyncIterator[bytes]:
+        async with aclosing(read(key)) as pieces:
+            async for data in pieces:
+                fetched.append(len(data))
+                yield data
+
+    monkeypatch.setattr(world.objects, "read", counted)
+    await world.until(await world.scan(prefix="imports/"))
+    assert await world.pool.fetchval("SELECT error ->> 'reason' FROM jobs") == "TRACK_TOO_LARGE"
+    assert 0 < sum(fetched) < 1_000_000
+
+
+async def test_an_import_that_waits_for_another_can_be_cancelled(world: World) -> None:
+    data = recording()
+    await world.objects.put("imports/x.wav", data)
+    await world.scan(prefix="imports/")
+    await world.lister.round()
+    await world.feeder().round()
+    row = await world.store.claim(["IMPORT"], background=True, worker="w", ageing_seconds=60)
+    assert row is not None
+    async with exclusive(world.pool, hashlib.sha256(data).hexdigest()), asyncio.timeout(30):
+        importing = asyncio.create_task(world.imports(JobRun(row, world.store, world.events)))
+        await world.blocked()
+        await stopped(importing)
+    assert await world.pool.fetchval("SELECT count(*) FROM tracks") == 0
 
 
 async def test_an_import_that_was_cut_short_after_its_end_is_not_done_again(world: World) -> None:
@@ -371,6 +570,17 @@ async def test_how_long_it_takes_is_told_from_the_pace(world: World) -> None:
     message = as_message(row)
     assert (message.fraction, message.analyzed) == (0.5, 2)
     assert message.eta.ToTimedelta().total_seconds() == pytest.approx(23.6, rel=0.1)
+
+
+async def test_an_end_that_is_too_far_away_is_not_told(world: World) -> None:
+    scan = await world.named(*[await world.track() for _ in range(4)])
+    for pace, told in ((4e-6, True), (1.4e-6, False)):  # twelve days, and thirty-three
+        await world.pool.execute(
+            "UPDATE scans SET pace = $1, fed_at = now(), created_at = now() - interval '1 day'", pace
+        )
+        row = await world.scans.get(scan["id"], OWNER)
+        assert row is not None
+        assert as_message(row).HasField("eta") == told
 
 
 async def test_an_owner_has_so_many_scans_at_once(world: World) -> None:

@@ -156,9 +156,13 @@ async def test_who_goes_first_passes_its_own_kind_only() -> None:
             await ticks(2)
 
     await asyncio.gather(
-        use("running", 1), use("scan", 2), use("first of the scans", 2, True), use("person", 1), use("child", 1, True)
+        *(use("running", 1), use("scan", 2), use("first of the scans", 2, True), use("person", 1)),
+        *(use("child", 1, True), use("its brother", 1, True), use("second of the scans", 2, True)),
     )
-    assert order == ["running", "child", "person", "first of the scans", "scan"]
+    assert order == [
+        *("running", "child", "its brother", "person"),
+        *("first of the scans", "second of the scans", "scan"),
+    ]
 
 
 def test_there_must_be_a_slot() -> None:

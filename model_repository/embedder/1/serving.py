@@ -43,7 +43,7 @@ def _answer(request: Any, network: Network) -> Any:
 
 def _response(vectors: Samples, network: Network) -> Any:
     about = np.frombuffer(bytearray(network.about.json()), np.uint8)
-    # By way of torch: of NumPy 2 arrays arrive empty, without an error, and a NumPy array's own DLPack ends the process.
+    # By way of torch: NumPy 2's arrays arrive empty, without an error, and any NumPy array's DLPack ends the process.
     outputs = {"vectors": torch.from_numpy(vectors[np.newaxis]), "about": torch.from_numpy(about[np.newaxis])}
     return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(name, one) for name, one in outputs.items()])
 

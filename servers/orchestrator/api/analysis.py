@@ -141,8 +141,8 @@ class AnalysisService(ScanMethods, analysis_pb2_grpc.AnalysisServiceServicer):
     async def _ask(self, name: str, *, full: bool, begin: bool) -> tuple[Found, job_pb2.Job | None]:
         """The track with its analysis; or with the job that is at it, which is begun if need be and ``begin``.
 
-        One of an older version, or with another model's embedding, is as good as any until the new one, which is begun in
-        the background, is there.
+        One of an older version, or with another model's embedding, is as good as any until the new one, begun in the
+        background, is there.
         """
         job = None
         for _ in range(3):  # a job that succeeds between the two look-ups has made an analysis

@@ -83,6 +83,8 @@ class Analyzer(Engine):
         async with aclosing(self._exchange(method, seconds, feed, priority)) as responses:
             async for response in responses:
                 reported = response.HasField("report")
+                if parts.more and _features(response) != _features(parts):
+                    raise AnalyzerError(grpc.StatusCode.UNKNOWN, "", "the parts of a feature did not come in a row")
                 parts.MergeFrom(response)
                 if not response.more:
                     parts.more = False
@@ -99,6 +101,11 @@ class Analyzer(Engine):
                 await call.read()  # its progress, which is none; raises what ended it
         except TimeoutError:
             raise self._stalled() from None
+
+
+def _features(response: analyzer_pb2.AnalyzeResponse) -> list[str]:
+    """Names of the features in it."""
+    return [field.name for field, _ in response.features.ListFields()]
 
 
 class _Feed(Feed):

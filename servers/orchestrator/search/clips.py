@@ -13,7 +13,7 @@ import grpc
 from contrafact.engine.v1 import analyzer_pb2
 from contrafact.v1 import analysis_pb2, audio_pb2, search_pb2
 
-from servers.inference.asking import InferenceFailed
+from servers.inference.asking import InferenceFailed, InferenceRefused
 from servers.inference.keeper import ModelUnavailable
 from servers.media.blocks import Block
 from servers.media.decode import decode
@@ -138,6 +138,8 @@ class Clips:
                 "the analyzer does not answer; try again",
                 retry_after=2,
             ) from error
+        except InferenceRefused as error:  # of samples beyond all measure
+            raise invalid("NO_EMBEDDING", "the model cannot embed the clip", "chunk") from error
         except (ModelUnavailable, InferenceFailed) as error:
             telemetry.log().error("clip not embedded", error=str(error))  # it names files: not for callers
             message = "the model that embeds cannot be used at present"

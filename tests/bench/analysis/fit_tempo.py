@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.analysis.fit_tempo`` prints the weights to be put there, how they do with rhythms that had no
 part in the fit, and by how much evidence is to be scaled for confidence to be right as often as it says. It takes about
-4 minutes on 2 cores. Neither the tests' rhythms nor those of ``tests.bench.analysis.rhythm`` are among these.
+3 minutes on 2 free cores. Neither the tests' rhythms nor those of ``tests.bench.analysis.rhythm`` are among these.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from multiprocessing import get_context
 
 import numpy as np
@@ -38,7 +39,7 @@ FITTED = range(1_800)
 HELD_OUT = range(1_800, 2_100)
 SECONDS = 13.0  # one window and the drift of the first beat
 DEGREE = 4  # of the polynomial of the logarithm of the tempo
-PENALTY = 1e-3  # of squared weights
+PENALTY = 5e-4  # of squared weights
 
 _SAME = 0.021  # how far the logarithm of a tempo may be from the true one
 
@@ -247,8 +248,8 @@ def scale(scores: Floats, right: NDArray[np.bool_]) -> float:
 def main() -> None:
     weights, terms = fit(collected(FITTED))
     for ratio, row in zip(RATIOS, weights.reshape(4, -1).T, strict=True):
-        print(f"{ratio:.3f}  " + ", ".join(f"{weight:.2f}" for weight in row))
-    print("polynomial  " + ", ".join(f"{term:.2f}" for term in terms))
+        print(f"    ({Fraction(ratio).limit_denominator(9)}, " + ", ".join(f"{weight:.2f}" for weight in row) + "),")
+    print("(" + ", ".join(f"{term:.2f}" for term in terms) + ")")
     held_out = collected(HELD_OUT)
     scores, right = answers(held_out, weights, terms), held_out.right()
     good = right[np.arange(len(scores)), scores.argmax(axis=1)]

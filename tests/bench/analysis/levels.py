@@ -62,7 +62,7 @@ def cpu_seconds(seconds: float = 180.0) -> dict[str, float]:
     features: dict[str, Callable[[], object]] = {
         "loudness": lambda: _fed(LoudnessFeature(_RATE, 2), samples),
         "quality": lambda: _fed(QualityFeature(_RATE, 2), samples),
-        "stereo": lambda: _fed(StereoFeature(_RATE, 2), samples),
+        "stereo": lambda: _fed(StereoFeature(_RATE), samples),
         "waveform": lambda: _fed(WaveformFeature(_RATE, frames), samples),
         "pyloudnorm, integrated only": lambda: pyloudnorm.Meter(_RATE).integrated_loudness(samples.T),
         "ffmpeg ebur128 with true peak": lambda: ffmpeg.ebur128(samples, _RATE),
@@ -192,7 +192,7 @@ def _quality() -> Iterator[Row]:
 def _stereo() -> Iterator[Row]:
     for degrees in (0, 60, 90, 180):
         samples = np.stack([sine(100, 5, -20)[0], sine(100, 5, -14, phase=math.radians(degrees))[0]])
-        found = _fed(StereoFeature(_RATE, 2), samples)
+        found = _fed(StereoFeature(_RATE), samples)
         assert isinstance(found, Stereo)
         truth = math.cos(math.radians(degrees))
         yield Row("stereo", f"correlation at {degrees}°", truth, found.correlation, {}, (1e-4, 1e-4))

@@ -92,7 +92,7 @@ def essentias(samples: Samples) -> Answer:
 
 
 def cases() -> Iterator[tuple[str, Rhythm]]:
-    """Rhythms by kind, none of which had a part in the choice of weights or limits."""
+    """Rhythms by kind, none of which had a part in the choice of weights or limits, but for the synthetic song."""
     for number, bpm in enumerate(map(float, TEMPI)):
         random = np.random.default_rng(70_000 + number)
         yield "clicks", clicks(bpm, SECONDS, random)
