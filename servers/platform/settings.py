@@ -191,7 +191,11 @@ class Settings(BaseSettings):
     half_transfer_days: float = Field(
         1.0, ge=0, description="Age at which a transfer to the object store that was never completed is given up."
     )
-    event_retention_days: float = Field(7.0, gt=0, description="How long after its last event a job can be followed.")
+    event_retention_days: float = Field(
+        7.0,
+        gt=0,
+        description="How long after its last event a job can be followed; that of a scan: ten minutes after its end.",
+    )
     job_retention_days: float = Field(
         90.0, gt=0, description="Jobs that ended so long ago are forgotten, and their request ids with them."
     )

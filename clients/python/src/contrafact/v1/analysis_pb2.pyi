@@ -1443,7 +1443,7 @@ class ScanItem(_message.Message):
         STATE_UNSPECIFIED: ScanItem._State.ValueType  # 0
         """Not a state."""
         STATE_WAITING: ScanItem._State.ValueType  # 1
-        """Not begun, or a job is at it."""
+        """Not begun, a job is at it, or it is to be tried again after a pause."""
         STATE_EXISTING: ScanItem._State.ValueType  # 2
         """It was analysed before, or by somebody else meanwhile."""
         STATE_ANALYZED: ScanItem._State.ValueType  # 3
@@ -1459,7 +1459,7 @@ class ScanItem(_message.Message):
     STATE_UNSPECIFIED: ScanItem.State.ValueType  # 0
     """Not a state."""
     STATE_WAITING: ScanItem.State.ValueType  # 1
-    """Not begun, or a job is at it."""
+    """Not begun, a job is at it, or it is to be tried again after a pause."""
     STATE_EXISTING: ScanItem.State.ValueType  # 2
     """It was analysed before, or by somebody else meanwhile."""
     STATE_ANALYZED: ScanItem.State.ValueType  # 3
