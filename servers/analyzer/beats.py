@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,24 +30,27 @@ def track_beats(strength: Floats, periods: Floats) -> Floats:
     """
     frames = len(strength)
     level = strength / max(float(strength.std()), 1e-9)
-    score = level.copy()
-    back = np.full(frames, -1, np.int32)
-    for frame in range(frames):
-        period = periods[frame]
-        first, last = frame - round(1.8 * period), frame - round(0.55 * period)
-        if last < 0:
-            continue
-        gaps = frame - np.arange(max(first, 0), last + 1)
-        ways = score[frame - gaps] - _TIGHTNESS * np.log(gaps / period) ** 2
-        best = int(ways.argmax())
-        if ways[best] > 0:
-            score[frame] += ways[best]
-            back[frame] = frame - gaps[best]
+    score, back = _scores(level, np.ascontiguousarray(periods))
     tail = max(0, frames - round(1.5 * periods[-1]))
     beats = [tail + int(score[tail:].argmax())]
     while back[beats[-1]] >= 0:
         beats.append(int(back[beats[-1]]))
     return _refined(level, np.array(beats[::-1]))
+
+
+@numba.njit(nogil=True)
+def _scores(level: Floats, periods: Floats) -> tuple[Floats, NDArray[np.int32]]:
+    """How well the best beats that end at each frame agree, and the beat before it; -1: it is the first."""
+    score = level.copy()
+    back = np.full(len(level), -1, np.int32)
+    for frame in range(len(level)):
+        period, most = periods[frame], 0.0
+        for last in range(max(0, frame - round(1.8 * period)), frame - round(0.55 * period) + 1):
+            way = score[last] - _TIGHTNESS * np.log((frame - last) / period) ** 2
+            if way > most:
+                most, back[frame] = way, last
+        score[frame] += most
+    return score, back
 
 
 def _refined(level: Floats, beats: NDArray[np.int64]) -> Floats:

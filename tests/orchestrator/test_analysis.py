@@ -499,6 +499,12 @@ async def test_an_old_analysis_is_served_and_made_anew_once(
     made = await client.analyze(track)
     await database.execute("UPDATE analyses SET analyzer = '0' WHERE sha256 = $1", track.sha256)
     await redis.flushall()
+    assert (await ask(client, track.name)).analysis.analyzer == "0"
+    assert len(await jobs_of(database, track.name)) == 1  # what was made lately is not made anew
+    await database.execute(
+        "UPDATE jobs SET ended_at = ended_at - interval '2 hours' WHERE track_id = $1",
+        uuid.UUID(track.name.removeprefix("tracks/")),
+    )
     answers = await asyncio.gather(*(ask(client, track.name) for _ in range(20)))
     assert [(answer.analysis.analyzer, answer.HasField("job")) for answer in answers] == [("0", False)] * 20
     async with asyncio.timeout(60):
