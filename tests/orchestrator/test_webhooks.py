@@ -138,7 +138,7 @@ class Backend:
     async def create(self) -> uuid.UUID:
         """A job, waiting."""
         lock = f"separate:{uuid.uuid4()}"
-        new = NewJob("somebody", uuid.uuid4(), "SEPARATE", "INTERACTIVE", {"stems": []}, None, {}, lock=lock)  # type: ignore[arg-type]
+        new = NewJob("somebody", uuid.uuid4(), "SEPARATE", "INTERACTIVE", {"stems": []}, None, {}, lock=lock)
         row, _ = await self.store.create(new)
         return row["id"]
 

@@ -6,7 +6,6 @@ Its asyncio API replaces what a server answers while it is still written to; see
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 
 from contrafact._errors import from_rpc
+from contrafact._send import Outgoing
 
 
 async def exchange(
@@ -26,19 +26,9 @@ async def exchange(
         messages: iterated over in another thread, whose errors cancel the call.
         metadata: of :meth:`contrafact._channel.Connection.metadata`.
     """
-    stopped = threading.Event()
-    failures: list[Exception] = []
-
-    def requests() -> Iterator[Any]:
-        try:
-            while not stopped.is_set() and (message := next(messages, None)) is not None:
-                yield message
-        except Exception as error:
-            failures.append(error)
-            raise  # grpc then cancels the call: the server must not take the pieces for the whole
-
+    outgoing = Outgoing(messages)
     request_id, pairs = metadata
-    call = method(requests(), metadata=pairs)
+    call = method(iter(outgoing), metadata=pairs)
     reader = ThreadPoolExecutor(1, "contrafact-exchange")
     try:
         while True:
@@ -47,10 +37,10 @@ async def exchange(
                 return
             yield response
     except grpc.RpcError as error:
-        if failures:
-            raise failures[0] from None
+        if outgoing.failure is not None:
+            raise outgoing.failure from None
         raise from_rpc(error, request_id) from None
     finally:
-        stopped.set()
+        outgoing.stop()
         call.cancel()
         reader.shutdown(wait=False)

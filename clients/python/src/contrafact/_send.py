@@ -18,6 +18,31 @@ ByteProgress = Callable[[int, int | None], None]
 """Called with the bytes done so far and how many there are in all; None when unknown."""
 
 
+class Outgoing:
+    """Messages on their way, iterated over in a thread of grpc's.
+
+    Attributes:
+        failure: the error of theirs that has cancelled the call, if one has.
+    """
+
+    def __init__(self, messages: Iterator[Any]) -> None:
+        self.failure: Exception | None = None
+        self._messages = messages
+        self._stopped = threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            while not self._stopped.is_set() and (message := next(self._messages, None)) is not None:
+                yield message
+        except Exception as error:
+            self.failure = error
+            raise  # grpc then cancels the call: the server must not take the pieces for the whole
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopped.set()
+
+
 async def send(method: Any, messages: Iterator[Any], metadata: tuple[str, Any], timeout: float | None) -> Any:
     """Send messages, and return what the server answers to them.
 
@@ -28,33 +53,24 @@ async def send(method: Any, messages: Iterator[Any], metadata: tuple[str, Any], 
         timeout: deadline of the call in seconds; None: none.
     """
     loop = asyncio.get_running_loop()
-    ended, stopped = asyncio.Event(), threading.Event()
-    failures: list[Exception] = []
-
-    def requests() -> Iterator[Any]:
-        try:
-            while not stopped.is_set() and (message := next(messages, None)) is not None:
-                yield message
-        except Exception as error:
-            failures.append(error)
-            raise  # grpc then cancels the call: the server must not take the pieces for the whole
+    ended, outgoing = asyncio.Event(), Outgoing(messages)
 
     def done(_call: object) -> None:
         loop.call_soon_threadsafe(ended.set)
 
     request_id, pairs = metadata
-    call = method.future(requests(), timeout=timeout, metadata=pairs)
+    call = method.future(iter(outgoing), timeout=timeout, metadata=pairs)
     call.add_done_callback(done)
     try:
         await ended.wait()
     finally:
-        stopped.set()
+        outgoing.stop()
         call.cancel()
     error = call.exception()
     if error is None:
         return call.result()
-    if failures:
-        raise failures[0]
+    if outgoing.failure is not None:
+        raise outgoing.failure
     raise from_rpc(error, request_id)
 
 
