@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import librosa
 import numpy as np
 from numpy.typing import NDArray
+
+from servers.analyzer import mel
 
 Samples = NDArray[np.float32]
 
@@ -62,9 +63,8 @@ class EnvelopeFeature:
     """
 
     def __init__(self) -> None:
-        basis = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FRAME, n_mels=_BANDS)
-        self._basis: Samples = np.ascontiguousarray(basis.T)
-        centres = librosa.mel_frequencies(_BANDS + 2, fmax=SAMPLE_RATE / 2)[1:-1]
+        self._basis: Samples = np.ascontiguousarray(mel.basis(SAMPLE_RATE, FRAME, _BANDS).T)
+        centres = mel.edges(_BANDS, SAMPLE_RATE / 2)[1:-1]
         self._edges = np.searchsorted(centres, _BAND_EDGES_HZ)
         self._chroma = _chroma_basis()
         self._chromas = np.zeros((2 * _CHANGE_FRAMES, 12), np.float32)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from swift_f0 import core as swift_f0
 
 from servers.analyzer.contour import Contour
+from servers.analyzer.reference import librosa
 from servers.analyzer.unknown import Unknown
 
 Samples = NDArray[np.float32]
@@ -178,12 +179,11 @@ class _Pyin:
         return self._f0(samples)[self._context :] if len(samples) else _NOTHING
 
     def _f0(self, samples: Samples) -> Samples:
-        import librosa  # which takes seconds, and few want it
-
         if np.abs(samples).max() <= _SILENT:
             return np.zeros(1 + len(samples) // self.hop, np.float32)
-        low, high = librosa.note_to_hz(["C1", "C7"])
-        f0, _, _ = librosa.pyin(
+        library = librosa()  # here, since it takes seconds, and few want it
+        low, high = library.note_to_hz(["C1", "C7"])
+        f0, _, _ = library.pyin(
             samples,
             fmin=low,
             fmax=high,

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from servers.analyzer.reference import librosa
 from tests.engine_process import EngineProcess
+
+librosa()  # before tests import it: no two of their processes at once
 
 
 class AnalyzerProcess(EngineProcess):
