@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from tests.bench.common import keep
@@ -34,10 +35,17 @@ def measure() -> None:
         module = importlib.import_module(f"tests.bench.analysis.{name}")
         for function in functions:
             begin = time.perf_counter()
-            rows = getattr(module, function)()
+            rows = _rows(getattr(module, function)())
             print(f"{part} {function} ({time.perf_counter() - begin:.0f} s):\n{_text(rows)}", flush=True)
             results[function] = rows
         keep(f"analysis-{part}", results)
+
+
+def _rows(found: Any) -> list[Row]:
+    """What a part has found, as rows."""
+    if isinstance(found, dict):
+        return [{"what": what, **(value if isinstance(value, dict) else {"": value})} for what, value in found.items()]
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row) for row in found]
 
 
 def _text(rows: list[Row]) -> str:
@@ -53,4 +61,6 @@ def _text(rows: list[Row]) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_word(each)}" for name, each in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
