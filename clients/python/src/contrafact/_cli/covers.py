@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options
+from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, duration, json_line, size, table
 from contrafact._cli.progress import reporter
 from contrafact._cli.running import run
@@ -45,11 +46,7 @@ def list_(
     """List covers, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Cover] = []
-        async for cover in client.covers(track=track, voice=voice, page_size=min(limit, 1000)):
-            found.append(cover)
-            if len(found) == limit:
-                break
+        found = await first(client.covers(track=track, voice=voice, page_size=min(limit, 1000)), limit)
         if json:
             for cover in found:
                 json_line(as_json(cover))

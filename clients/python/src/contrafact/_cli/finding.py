@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import aclosing
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from contrafact._client import Client
     from contrafact.v1.voice_pb2 import Voice
 
 SHOWN = 10
+
+T = TypeVar("T")
+
+
+async def first(items: AsyncGenerator[T, None], limit: int) -> list[T]:
+    """Return the first ``limit`` items; no more are asked for."""
+    found: list[T] = []
+    async with aclosing(items):
+        async for each in items:
+            found.append(each)
+            if len(found) == limit:
+                break
+    return found
 
 
 async def find_voice(client: Client, wanted: str) -> Voice:
@@ -32,11 +48,7 @@ async def find_voice(client: Client, wanted: str) -> Voice:
         return candidates[0]
     if candidates:
         raise ValueError(f"{wanted!r} may be any of these voices: {_listed(candidates)}")
-    every = []
-    async for each in client.voices(page_size=SHOWN + 1):
-        every.append(each)
-        if len(every) > SHOWN:
-            break
+    every = await first(client.voices(page_size=SHOWN + 1), SHOWN + 1)
     raise ValueError(f"no voice is called {wanted!r}; there are {_listed(every) or 'none'}")
 
 

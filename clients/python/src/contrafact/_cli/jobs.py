@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options
+from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, json_line, table
 from contrafact._cli.progress import reporter
 from contrafact._cli.running import run
@@ -65,11 +66,7 @@ def list_(
     """List jobs, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Job] = []
-        async for job in client.jobs(states=state or (), track=track, page_size=min(limit, 1000)):
-            found.append(job)
-            if len(found) == limit:
-                break
+        found = await first(client.jobs(states=state or (), track=track, page_size=min(limit, 1000)), limit)
         _show(found, json)
 
     run(address, work)

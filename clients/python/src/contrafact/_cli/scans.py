@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options
+from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, duration, json_line, printable, table
 from contrafact._cli.running import run
 
@@ -83,11 +84,7 @@ def list_(limit: options.Limit = 50, address: options.Address = None, json: opti
     """List scans, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Scan] = []
-        async for each in client.scans(page_size=min(limit, 1000)):
-            found.append(each)
-            if len(found) == limit:
-                break
+        found = await first(client.scans(page_size=min(limit, 1000)), limit)
         _show(found, json)
 
     run(address, work)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contrafact._cli import options
+from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, json_line, printable, table
 from contrafact._cli.running import run
 from contrafact._cli.sounds import show_hits
@@ -136,12 +137,8 @@ def radio(
 
     async def work(client: Client) -> None:
         filters = _filters(bpm, any_octave, key, compatible, lufs, seconds, tag, without_tag)
-        hits = []
         sounds = await _sounds(client, examples)
-        async for hit in client.radio(*sounds, diversity=diversity, seed=seed, **filters):
-            hits.append(hit)
-            if len(hits) == limit:
-                break
+        hits = await first(client.radio(*sounds, diversity=diversity, seed=seed, **filters), limit)
         show_hits(hits, json)
 
     run(address, work)
@@ -169,11 +166,7 @@ def list_(limit: options.Limit = 50, address: options.Address = None, json: opti
     """List playlists, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Playlist] = []
-        async for each in client.playlists(page_size=min(limit, 1000)):
-            found.append(each)
-            if len(found) == limit:
-                break
+        found = await first(client.playlists(page_size=min(limit, 1000)), limit)
         _show(found, json)
 
     run(address, work)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options
+from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, duration, json_line, printable, size, table
 from contrafact._cli.progress import reporter
 from contrafact._cli.running import run
@@ -51,11 +52,7 @@ def list_(
     """List tracks, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Track] = []
-        async for track in client.tracks(display_name_contains=contains, page_size=min(limit, 1000)):
-            found.append(track)
-            if len(found) == limit:
-                break
+        found = await first(client.tracks(display_name_contains=contains, page_size=min(limit, 1000)), limit)
         _show(found, json)
 
     run(address, work)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contrafact._cli import options, pool
-from contrafact._cli.finding import find_voice
+from contrafact._cli.finding import find_voice, first
 from contrafact._cli.following import reporting
 from contrafact._cli.output import as_json, json_line, printable, table
 from contrafact._cli.running import run
@@ -113,13 +113,12 @@ def list_(
     """List voices, newest first."""
 
     async def work(client: Client) -> None:
-        found: list[Voice] = []
-        async for voice in client.voices(
-            display_name_contains=contains, language=language, tags=tag or (), page_size=min(limit, 1000)
-        ):
-            found.append(voice)
-            if len(found) == limit:
-                break
+        found = await first(
+            client.voices(
+                display_name_contains=contains, language=language, tags=tag or (), page_size=min(limit, 1000)
+            ),
+            limit,
+        )
         _show(found, json)
 
     run(address, work)
