@@ -18,7 +18,7 @@ from servers.analyzer.analysis import warm_up
 from servers.analyzer.running import Turns
 from servers.analyzer.server import AnalyzerService
 from servers.platform import telemetry
-from servers.platform.server import Server, Service, until_signalled
+from servers.platform.server import Server, Service
 from servers.platform.settings import Settings, settings
 
 SERVICE = analyzer_pb2.DESCRIPTOR.services_by_name["AnalyzerService"].full_name
@@ -29,13 +29,9 @@ async def serve(config: Settings) -> None:
     warm_up()
     turns = Turns(config.analyzer_threads or len(os.sched_getaffinity(0)))
     register = functools.partial(analyzer_pb2_grpc.add_AnalyzerServiceServicer_to_server, AnalyzerService(turns))
-    server = Server(config, [Service(SERVICE, register)], host=config.analyzer_host, port=config.analyzer_port)
-    port = await server.start()
-    telemetry.log().info("ready", port=port)
     try:
-        await until_signalled()
+        await Server(config, [Service(SERVICE, register)], host=config.analyzer_host, port=config.analyzer_port).run()
     finally:
-        await server.stop()
         turns.close()
 
 

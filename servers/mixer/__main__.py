@@ -14,7 +14,7 @@ from contrafact.engine.v1 import mixer_pb2, mixer_pb2_grpc
 
 from servers.mixer.server import MixerService
 from servers.platform import telemetry
-from servers.platform.server import Server, Service, until_signalled
+from servers.platform.server import Server, Service
 from servers.platform.settings import Settings, settings
 
 SERVICE = mixer_pb2.DESCRIPTOR.services_by_name["MixerService"].full_name
@@ -23,13 +23,7 @@ SERVICE = mixer_pb2.DESCRIPTOR.services_by_name["MixerService"].full_name
 async def serve(config: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     register = functools.partial(mixer_pb2_grpc.add_MixerServiceServicer_to_server, MixerService())
-    server = Server(config, [Service(SERVICE, register)], host=config.mixer_host, port=config.mixer_port)
-    port = await server.start()
-    telemetry.log().info("ready", port=port)
-    try:
-        await until_signalled()
-    finally:
-        await server.stop()
+    await Server(config, [Service(SERVICE, register)], host=config.mixer_host, port=config.mixer_port).run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from contextlib import AsyncExitStack
 
-from servers.analyzer.version import ANALYZER, EMBEDDINGS
+from servers.analyzer.version import EMBEDDINGS
 from servers.inference.conversion import Converter
 from servers.inference.embedding import Embedder
 from servers.inference.keeper import ModelKeeper
@@ -100,7 +100,7 @@ async def work(config: Settings) -> None:
         load = await stack.enter_async_context(Load(pool, config, export=True))
         work = [
             *chores(Stores(pool, objects, config), store, queue),
-            *scan_chores(pool, objects, store, queue, load, config, ANALYZER),
+            *scan_chores(pool, objects, store, queue, load, config),
         ]
         await stack.enter_async_context(Chores(pool, work))
         runner = Runner(pipelines, store, events, queue, config)

@@ -98,6 +98,15 @@ class Server:
             await self.set_health(name, True)
         return port
 
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        port = await self.start()
+        telemetry.log().info("ready", port=port)
+        try:
+            await until_signalled()
+        finally:
+            await self.stop()
+
     async def set_health(self, name: str, serving: bool) -> None:
         """Say whether the service ``name`` ("": all) can do its work now."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

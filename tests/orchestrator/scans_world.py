@@ -77,7 +77,7 @@ class World:
     def feeder(self, **changes: Any) -> Feeder:
         """One of the workers', with other settings."""
         settings = self.settings.model_copy(update=changes)
-        return Feeder(self.pool, self.store, self.queue, self.load, settings, ANALYZER)
+        return Feeder(self.pool, self.store, self.queue, self.load, settings)
 
     def runner(self, *kinds: str) -> Runner:
         """What does jobs of these kinds; none: all."""

@@ -115,9 +115,8 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
 
     async def ListTracks(self, request: track_pb2.ListTracksRequest, context: Context) -> track_pb2.ListTracksResponse:
         limit = page_limit(request.page_size)
-        if any(
-            "\0" in text for text in (request.display_name_contains, *request.tags)
-        ):  # in no name; and PostgreSQL cannot be asked
+        # In no name or tag; and PostgreSQL cannot be asked.
+        if any("\0" in text for text in (request.display_name_contains, *request.tags)):
             return track_pb2.ListTracksResponse()
         tags = normal_tags(request.tags)
         uploaded_at, track_id = read_time_token(request.page_token) or (None, None)
@@ -126,14 +125,14 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
                 WHERE t.owner = $1
                   AND ($2::timestamptz IS NULL OR (t.created_at, t.id) < ($2, $3::uuid))
                   AND position(lower($4) IN lower(t.display_name)) > 0
-                  {"AND t.tags @> $6" if tags else "AND $6::text[] IS NOT NULL"}
+                  {"AND t.tags @> $6" if tags else ""}
                 ORDER BY t.created_at DESC, t.id DESC LIMIT $5""",
             principal().id,
             uploaded_at,
             track_id,
             unicodedata.normalize("NFC", request.display_name_contains),  # as names are
             limit + 1,
-            tags,
+            *([tags] if tags else []),
         )
         token = ""
         if len(rows) > limit:

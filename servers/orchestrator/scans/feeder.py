@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 from contrafact.v1 import job_pb2
 from google.protobuf import json_format
 
+from servers.analyzer.version import ANALYZER
 from servers.orchestrator.analyses.features import version
 from servers.orchestrator.jobs import locks
 from servers.orchestrator.jobs.chores import Chore
@@ -35,14 +36,11 @@ _SCANS = 100  # in one round
 
 
 def chores(
-    pool: Pool, objects: ObjectStore, jobs: JobStore, queue: JobQueue, load: Load, settings: Settings, analyzer: str
+    pool: Pool, objects: ObjectStore, jobs: JobStore, queue: JobQueue, load: Load, settings: Settings
 ) -> list[Chore]:
-    """What a worker does for scans; ``analyzer`` is the version whose analyses need not be made again.
-
-    They must be if another model than the settings' has embedded them.
-    """
+    """What a worker does for scans."""
     return [
-        Chore("scans", 1.0, 60.0, Feeder(pool, jobs, queue, load, settings, analyzer).round),
+        Chore("scans", 1.0, 60.0, Feeder(pool, jobs, queue, load, settings).round),
         Chore("scan_sources", 1.0, 300.0, Lister(pool, objects).round),
     ]
 
@@ -50,15 +48,12 @@ def chores(
 class Feeder:
     """Sees to the items of scans."""
 
-    def __init__(
-        self, pool: Pool, jobs: JobStore, queue: JobQueue, load: Load, settings: Settings, analyzer: str
-    ) -> None:
+    def __init__(self, pool: Pool, jobs: JobStore, queue: JobQueue, load: Load, settings: Settings) -> None:
         self._pool = pool
         self._jobs = jobs
         self._queue = queue
         self._load = load
         self._settings = settings
-        self._analyzer = analyzer
 
     async def round(self) -> dict[str, Any]:
         """Give every scan that has something to do one turn, the one whose last turn is longest ago first."""
@@ -142,7 +137,7 @@ class Feeder:
                     LEFT JOIN sounds ON sounds.track_id = item.track_id
                ORDER BY not_before, number""",
             scan["id"],
-            int(self._analyzer),
+            int(ANALYZER),
             max(page, room),
             self._settings.embedding_model,
         )
