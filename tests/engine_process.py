@@ -76,3 +76,9 @@ class EngineProcess:
     def log(self) -> list[dict[str, Any]]:
         """The lines of its log, each of which must be a JSON object."""
         return [json.loads(line) for line in self.child.log.read_text().splitlines()]
+
+
+class AnalyzerProcess(EngineProcess):
+    """A running ``python -m servers.analyzer``."""
+
+    name = "analyzer"

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from servers.analyzer.reference import librosa
-from tests.engine_process import EngineProcess
+from tests.engine_process import AnalyzerProcess
 
 librosa()  # before tests import it: no two of their processes at once
-
-
-class AnalyzerProcess(EngineProcess):
-    """A running ``python -m servers.analyzer``."""
-
-    name = "analyzer"
 
 
 @pytest.fixture(scope="session")

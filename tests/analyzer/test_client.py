@@ -23,8 +23,8 @@ from servers.local.ports import free_port
 from servers.media.blocks import Block
 from servers.orchestrator.engines.analyzer import Analyzer, AnalyzerError
 from servers.platform.settings import Settings
-from tests.analyzer.conftest import AnalyzerProcess
 from tests.analyzer.streams import ALL, RATE, Answer, Samples, band, expected, spec_of
+from tests.engine_process import AnalyzerProcess
 from tests.mixer.test_client import tasks
 from tests.mixer.test_server import eventually
 

@@ -20,8 +20,8 @@ from grpc_status import rpc_status
 
 from servers.analyzer.server import MAX_ANALYSES, MAX_BACKGROUND
 from servers.analyzer.version import ANALYZER
-from tests.analyzer.conftest import AnalyzerProcess
 from tests.analyzer.streams import ALL, END, RATE, Answer, band, block, expected, requests_of, spec_of
+from tests.engine_process import AnalyzerProcess
 from tests.mixer.test_server import eventually
 
 Code = grpc.StatusCode

@@ -61,6 +61,15 @@ def artifact(stem: str, data: bytes) -> artifact_pb2.Artifact:
     )
 
 
+async def play(script: list[Any], context: Any) -> AsyncIterator[Any]:
+    """Yield what a script has, and do its faults."""
+    for each in script:
+        if callable(each):
+            await each(context)
+        else:
+            yield each
+
+
 @dataclass
 class Peer(TrackServiceServicer, JobServiceServicer, StemServiceServicer):
     """The misbehaving server. Lists of faults are used up, one a call."""
@@ -160,26 +169,19 @@ class Peer(TrackServiceServicer, JobServiceServicer, StemServiceServicer):
         await self._note(request, context)
         return stem_pb2.GetStemResponse(stem=self.stem)
 
-    async def _play(self, script: list[Any], context: Any) -> AsyncIterator[Any]:
-        for each in script:
-            if callable(each):
-                await each(context)
-            else:
-                yield each
-
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for event in self._play(self.watches.pop(0), context):
+        async for event in play(self.watches.pop(0), context):
             yield job_pb2.WatchJobResponse(event=event)
 
     async def StreamStems(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for response in self._play(self.streams.pop(0), context):
+        async for response in play(self.streams.pop(0), context):
             yield response
 
     async def DownloadStem(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for piece in self._play(self.streams.pop(0), context):
+        async for piece in play(self.streams.pop(0), context):
             yield stem_pb2.DownloadStemResponse(chunk=piece)
 
 

@@ -14,7 +14,7 @@ from contrafact.v1.cover_pb2_grpc import CoverServiceServicer
 from contrafact.v1.voice_pb2_grpc import VoiceServiceServicer
 from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceServicer
 
-from tests.clients.faulty_peer import Fault, Peer
+from tests.clients.faulty_peer import Fault, Peer, play
 
 VOICE = "voices/00000000-0000-4000-8000-000000000003"
 COVER = "covers/00000000-0000-4000-8000-000000000004"
@@ -96,7 +96,7 @@ class VoicePeer(Peer, VoiceServiceServicer, VoicePoolServiceServicer, CoverServi
 
     async def DownloadVoiceSample(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for piece in self._play(self.streams.pop(0), context):
+        async for piece in play(self.streams.pop(0), context):
             yield voice_pb2.DownloadVoiceSampleResponse(chunk=piece)
 
     async def GetVoicePool(self, request: Any, context: Any) -> Any:
@@ -119,12 +119,12 @@ class VoicePeer(Peer, VoiceServiceServicer, VoicePoolServiceServicer, CoverServi
 
     async def DownloadCover(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for piece in self._play(self.streams.pop(0), context):
+        async for piece in play(self.streams.pop(0), context):
             yield cover_pb2.DownloadCoverResponse(chunk=piece)
 
     async def StreamCover(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for response in self._play(self.streams.pop(0), context):
+        async for response in play(self.streams.pop(0), context):
             yield response
 
     async def ConvertVoice(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:

@@ -30,7 +30,7 @@ from contrafact.v1 import analysis_pb2, search_pb2, track_pb2
 from contrafact.v1.analysis_pb2_grpc import AnalysisServiceServicer, add_AnalysisServiceServicer_to_server
 from contrafact.v1.search_pb2_grpc import SearchServiceServicer, add_SearchServiceServicer_to_server
 
-from tests.clients.faulty_peer import QUICK, Fault, fault
+from tests.clients.faulty_peer import QUICK, Fault, fault, play
 
 TRACK = "tracks/00000000-0000-4000-8000-000000000001"
 SCAN = "scans/00000000-0000-4000-8000-000000000002"
@@ -66,16 +66,9 @@ class SoundPeer(AnalysisServiceServicer, SearchServiceServicer):
     clips: list[bytes] = field(default_factory=list)
     none: bool = False
 
-    async def _play(self, script: list[Any], context: Any) -> AsyncIterator[Any]:
-        for each in script:
-            if callable(each):
-                await each(context)
-            else:
-                yield each
-
     async def WatchAnalysis(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for response in self._play(self.watches.pop(0), context):
+        async for response in play(self.watches.pop(0), context):
             yield response
 
     async def GetAnalysis(self, request: Any, context: Any) -> Any:
@@ -97,12 +90,12 @@ class SoundPeer(AnalysisServiceServicer, SearchServiceServicer):
                 named.extend(request.tracks.tracks)
                 if script and callable(script[0]):
                     await script.pop(0)(context)
-        async for each in self._play(script, context):
+        async for each in play(script, context):
             yield analysis_pb2.ScanLibraryResponse(scan=each)
 
     async def StreamRadio(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
-        async for name in self._play(self.radios.pop(0), context):
+        async for name in play(self.radios.pop(0), context):
             yield search_pb2.StreamRadioResponse(hit=search_pb2.TrackHit(track=track_pb2.Track(name=name)))
 
     async def SearchTracks(self, request: Any, context: Any) -> Any:

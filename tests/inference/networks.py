@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from model_repository import weights
 
 RATE, WINDOW, HOP, DIMENSIONS = 8000, 16_000, 8000, 32
 FRAME, STEP, BANDS = 512, 256, 24
@@ -77,3 +82,13 @@ def _kernels() -> NDArray[np.float32]:
 
 def _projection(dimensions: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((2 * BANDS, dimensions)).astype(np.float32)
+
+
+@contextmanager
+def network_in_cache(folder: Path) -> Iterator[Path]:
+    """The network in a cache of weights in ``folder``, which the environment names for as long as the context lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTRAFACT_WEIGHTS_DIR", str(folder / "cache"))
+        patch.setenv("CONTRAFACT_EMBEDDER_SOURCE", str(folder / "tiny.onnx"))
+        patch.setenv("CONTRAFACT_EMBEDDER_SHA256", write_network(folder / "tiny.onnx"))
+        yield weights.fetch("embedder")

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 
-from model_repository import weights
 from servers.inference.asking import InferenceRefused
 from servers.inference.embedding import Embedder
 from servers.inference.keeper import ModelKeeper, ModelUnavailable
@@ -25,7 +24,7 @@ from servers.media.blocks import Block
 from servers.platform.settings import Settings
 from tests.conftest import stack_settings
 from tests.inference.fake import changed, our_regions
-from tests.inference.networks import DIMENSIONS, HOP, RATE, WINDOW, expected, write_network
+from tests.inference.networks import DIMENSIONS, HOP, RATE, WINDOW, expected, network_in_cache
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A network in the cache of weights."""
-    folder = tmp_path_factory.mktemp("weights")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTRAFACT_WEIGHTS_DIR", str(folder / "cache"))
-        patch.setenv("CONTRAFACT_EMBEDDER_SOURCE", str(folder / "tiny.onnx"))
-        patch.setenv("CONTRAFACT_EMBEDDER_SHA256", write_network(folder / "tiny.onnx"))
-        yield weights.fetch("embedder")
+    with network_in_cache(tmp_path_factory.mktemp("weights")) as file:
+        yield file
 
 
 @pytest.fixture(scope="module")

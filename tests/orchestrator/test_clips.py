@@ -20,16 +20,10 @@ from servers.orchestrator.engines.analyzer import Analyzer
 from servers.orchestrator.search.clips import Clips
 from servers.platform.errors import ApiError
 from servers.platform.settings import Settings
-from tests.engine_process import EngineProcess
+from tests.engine_process import AnalyzerProcess
 from tests.media.media_builders import wav_bytes
 
 Code = grpc.StatusCode
-
-
-class AnalyzerProcess(EngineProcess):
-    """A running ``python -m servers.analyzer``."""
-
-    name = "analyzer"
 
 
 @pytest.fixture(scope="module")

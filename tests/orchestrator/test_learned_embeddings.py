@@ -13,7 +13,6 @@ import pytest
 from contrafact import Client, FailedPrecondition, InvalidArgument
 from contrafact.v1 import analysis_pb2, track_pb2
 
-from model_repository import weights
 from servers.analyzer.version import EMBEDDINGS
 from servers.inference.embedding import Embedder
 from servers.inference.keeper import ModelKeeper
@@ -27,7 +26,7 @@ from servers.orchestrator.search.clips import Clips
 from servers.platform.settings import Settings
 from servers.storage.database import connect
 from tests.conftest import FAKE_MODELS, stack_settings
-from tests.inference.networks import DIMENSIONS, write_network
+from tests.inference.networks import DIMENSIONS, network_in_cache
 from tests.orchestrator.test_clips import Code, messages, refused
 from tests.orchestrator.test_separation import noise, read, write
 
@@ -40,12 +39,8 @@ MODEL = "tiny-1"
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The network in the cache of weights."""
-    folder = tmp_path_factory.mktemp("weights")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTRAFACT_WEIGHTS_DIR", str(folder / "cache"))
-        patch.setenv("CONTRAFACT_EMBEDDER_SOURCE", str(folder / "tiny.onnx"))
-        patch.setenv("CONTRAFACT_EMBEDDER_SHA256", write_network(folder / "tiny.onnx"))
-        yield weights.fetch("embedder")
+    with network_in_cache(tmp_path_factory.mktemp("weights")) as file:
+        yield file
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
-import google_crc32c
 import grpc
 from contrafact.v1 import audio_pb2, track_pb2
 
@@ -22,6 +21,7 @@ from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
 from servers.orchestrator.api.resources import TRACK_COLUMNS
 from servers.orchestrator.api.upload_writer import UploadWriter
+from servers.orchestrator.chunks import check_sum
 from servers.orchestrator.pacing import paced
 from servers.orchestrator.tracks.register import (
     HEAD_BYTES,
@@ -179,14 +179,8 @@ class Uploads:
                 metadata={"expected_offset": str(position)},
                 fields=[("chunk.offset", f"must be {position}")],
             )
-        if chunk.HasField("crc32c") and google_crc32c.value(chunk.data) != chunk.crc32c:
-            raise ApiError(
-                grpc.StatusCode.DATA_LOSS,
-                "CHUNK_CHECKSUM_MISMATCH",
-                f"the chunk at offset {chunk.offset} was damaged on its way; send it again",
-                metadata={"expected_offset": str(position)},
-                fields=[("chunk.crc32c", "does not fit the data")],
-            )
+        message = f"the chunk at offset {chunk.offset} was damaged on its way; send it again"
+        check_sum(chunk, "chunk", message, expected_offset=str(position))
         if end > self._settings.max_upload_bytes:
             raise self._too_large("chunk.data")
         if upload["size_bytes"] and end > upload["size_bytes"]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-import google_crc32c
 import grpc
 from contrafact.engine.v1 import analyzer_pb2
 from contrafact.v1 import analysis_pb2, audio_pb2, search_pb2
@@ -19,6 +18,7 @@ from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
+from servers.orchestrator.chunks import check_sum
 from servers.orchestrator.engines.analyzer import AnalyzerError
 from servers.orchestrator.engines.embedder import Listener
 from servers.orchestrator.pacing import paced
@@ -87,13 +87,7 @@ class Clips:
         if position + len(chunk.data) > limit:
             message = f"a clip has at most {limit} bytes"
             raise invalid("CLIP_TOO_LARGE", message, "chunk.data", limit_bytes=str(limit))
-        if chunk.HasField("crc32c") and google_crc32c.value(chunk.data) != chunk.crc32c:
-            raise ApiError(
-                grpc.StatusCode.DATA_LOSS,
-                "CHUNK_CHECKSUM_MISMATCH",
-                f"the chunk at offset {chunk.offset} was damaged on its way; send the clip again",
-                fields=[("chunk.crc32c", "does not fit the data")],
-            )
+        check_sum(chunk, "chunk", f"the chunk at offset {chunk.offset} was damaged on its way; send the clip again")
 
     async def _probe(self, path: Path) -> TrackFacts:
         try:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import grpc
 from contrafact.v1 import voice_pb2
 
+from servers.orchestrator.chunks import check_sum
 from servers.platform.errors import ApiError, invalid
 from servers.platform.settings import Settings
 from servers.storage.objects import ObjectMissing, ObjectStore
@@ -132,13 +132,8 @@ class _Writing:
                 "file.chunk.offset",
                 expected_offset=str(self._size),
             )
-        if chunk.HasField("crc32c") and google_crc32c.value(chunk.data) != chunk.crc32c:
-            raise ApiError(
-                grpc.StatusCode.DATA_LOSS,
-                "CHUNK_CHECKSUM_MISMATCH",
-                f"the chunk at offset {chunk.offset} of the {self.name} was damaged on its way",
-                fields=[("file.chunk.crc32c", "does not fit the data")],
-            )
+        message = f"the chunk at offset {chunk.offset} of the {self.name} was damaged on its way"
+        check_sum(chunk, "file.chunk", message)
         self.append(chunk.data, "file.chunk.data")
 
     def append(self, data: bytes, field: str) -> None:
