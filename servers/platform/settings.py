@@ -89,6 +89,22 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="Steps of analyses at once in one analyzer; none: as many as it has cores."
     )
 
+    grains_host: str = "127.0.0.1"
+    grains_port: int = Field(50063, ge=0, le=65535)
+    grains_url: str = Field("127.0.0.1:50063", description="Where the others find the grains engine.")
+    grains_in_flight: int = Field(
+        16, ge=1, le=32, description="Calls of one worker at once; the grains engine takes 32 and refuses more."
+    )
+    grains_wait_seconds: float = Field(
+        600.0, gt=0, description="For so long a job waits for room in the grains engine before its attempt is given up."
+    )
+    grains_threads: int | None = Field(
+        None, ge=1, le=256, description="Steps of work at once in one grains engine; none: as many as it has cores."
+    )
+    grains_library_bytes: int = Field(
+        500_000_000, ge=0, description="Libraries that a grains engine keeps decoded, in bytes, those used last."
+    )
+
     # How this server is reached.
     api_host: str = "127.0.0.1"
     api_port: int = Field(50051, ge=0, le=65535)
@@ -212,6 +228,17 @@ class Settings(BaseSettings):
     max_clip_bytes: int = Field(50_000_000, gt=0)
     search_exact_tracks: int = Field(
         20_000, ge=0, description="Libraries up to this size are searched exactly, larger ones through the index."
+    )
+
+    # Styles and mixes.
+    max_style_bytes: int = Field(50_000_000, gt=0)
+    max_style_seconds: float = Field(600.0, gt=0, le=1200)
+    style_cache_seconds: float = Field(3600.0, gt=0, description="How long Redis keeps a grain library that was used.")
+    style_cache_bytes: int = Field(8_000_000, ge=0, description="Larger grain libraries are not kept in Redis.")
+    layer_retention_days: float = Field(
+        7.0,
+        gt=0,
+        description="Stems played with a style that nobody used for so long are removed.",
     )
 
     # Webhooks.

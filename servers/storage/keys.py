@@ -7,8 +7,13 @@ Objects (S3):
 ``tracks/{sha256}/source.{ext}``                        a recording, read-only once written
 ``stems/{sha256}/{model}-{version}/{stem}/{digest}.{ext}``
                                                         a finished stem, by the digest of its bytes
-``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem, or of a "cover", that is being made
+``live/{job}/{attempt}/{stem}/{start}``                 pieces of a stem, a "cover", a "mix" or a "layer.{stem}" that is
+                                                        being made
 ``covers/{cover}/{sha256}.{ext}``                       a finished cover, by the digest of its bytes
+``styles/{library}/{sha256}.grains``                    a grain library, by the digest of its bytes
+``styles/{library}/{sha256}.opus``                      its preview
+``layers/{layer}/{sha256}.flac``                        a stem as it is played with a style
+``mixes/{mix}/{sha256}.{ext}``                          a finished mix, by the digest of its bytes
 ``voices/{voice}/{sha256}.pth``                         a voice's weights
 ``voices/{voice}/{sha256}.index``                       its retrieval index
 ``voices/{voice}/sample``                               its sample
@@ -21,11 +26,13 @@ Redis holds no only copy of anything:
 ``job:{job}:events``                                    stream of the job's events (protobuf ``JobEvent``)
 ``{Kind}Ready:{track}``                                 channel: a job of this kind, whose name is the message, has
                                                         succeeded (``SeparateReady:…``, ``CoverReady:…``,
-                                                        ``AnalysisReady:…``, ``ImportReady:…``)
+                                                        ``AnalysisReady:…``, ``ImportReady:…``, ``MixReady:…``)
 ``analysis:{track}``                                    an analysis that was read lately: the track's owner, a NUL and
                                                         protobuf ``Analysis``; empty: the track is being deleted
 ``analyzing:{sha256}:{analyzer}``                       stream of what is known of a recording that is being analysed
                                                         (protobuf ``Features``); removed once all of it is stored
+``grains:{style}``                                      the grain library of a style that was used lately: the
+                                                        digest of its bytes, a NUL and the bytes
 ``streaq:contrafact:*``                                 the queue; see ``orchestrator.jobs.queue``
 ``voices:pool``                                         the voice pool's last report (JSON), for some seconds
 ``voices:pool:counted``                                 process and counters of the pool that metrics include
@@ -75,6 +82,41 @@ def cover(cover_id: UUID, sha256: str, extension: str) -> str:
     return f"{covers_prefix(cover_id)}{sha256}.{extension}"
 
 
+def library_prefix(library: UUID) -> str:
+    """Prefix of a grain library and its preview."""
+    return f"styles/{library}/"
+
+
+def library(library_id: UUID, sha256: str) -> str:
+    """A grain library of these bytes."""
+    return f"{library_prefix(library_id)}{sha256}.grains"
+
+
+def preview(library_id: UUID, sha256: str, extension: str) -> str:
+    """The preview of a grain library, of these bytes."""
+    return f"{library_prefix(library_id)}{sha256}.{extension}"
+
+
+def layer_prefix(layer: UUID) -> str:
+    """Prefix of a layer."""
+    return f"layers/{layer}/"
+
+
+def layer(layer_id: UUID, sha256: str, extension: str) -> str:
+    """A layer of these bytes: two attempts may differ, and none overwrites the other's."""
+    return f"{layer_prefix(layer_id)}{sha256}.{extension}"
+
+
+def mixes_prefix(mix: UUID) -> str:
+    """Prefix of all renderings of a mix."""
+    return f"mixes/{mix}/"
+
+
+def mix(mix_id: UUID, sha256: str, extension: str) -> str:
+    """A finished rendering of these bytes."""
+    return f"{mixes_prefix(mix_id)}{sha256}.{extension}"
+
+
 def live_prefix(job: UUID) -> str:
     """Prefix of all live pieces of a job."""
     return f"live/{job}/"
@@ -103,6 +145,11 @@ def analysis(track: UUID) -> str:
 def partial_analysis(sha256: str, analyzer: str) -> str:
     """What is known of a recording that this version of the analyzer is analysing."""
     return f"analyzing:{sha256}:{analyzer}"
+
+
+def grains(style: UUID) -> str:
+    """The cached grain library of a style."""
+    return f"grains:{style}"
 
 
 VOICES_PREFIX = "voices/"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -22,7 +23,7 @@ from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid
 from servers.platform.identity import principal
 from servers.platform.settings import Settings
-from servers.storage.database import Row
+from servers.storage.database import Connection, Row
 
 
 def complete(spec: job_pb2.SeparationSpec | job_pb2.CoverSpec, settings: Settings) -> None:
@@ -35,11 +36,27 @@ def complete(spec: job_pb2.SeparationSpec | job_pb2.CoverSpec, settings: Setting
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a job is about."""
+    """What a job is about; it begins when those that it comes ``after`` have ended."""
 
-    track_id: UUID
+    track_id: UUID | None
     voice_id: UUID | None
     lock: str
+    after: Sequence[UUID] = ()
+
+
+def _wanted(kind: str, spec: Message, priority: job_pb2.Priority.ValueType) -> tuple[str, str, dict[str, Any]]:
+    """Kind, priority and specification as they are stored."""
+    level = job_pb2.Priority.Name(priority or job_pb2.PRIORITY_INTERACTIVE).removeprefix("PRIORITY_")
+    return kind, level, json_format.MessageToDict(spec, preserving_proto_field_name=True)
+
+
+def _new(request_id: UUID, wanted: tuple[str, str, dict[str, Any]], about: Subject) -> NewJob:
+    return NewJob(
+        *(principal().id, request_id, *wanted, about.track_id, telemetry.outgoing_headers()),
+        voice_id=about.voice_id,
+        lock=about.lock,
+        after=about.after,
+    )
 
 
 class JobCreator:
@@ -73,25 +90,19 @@ class JobCreator:
             ApiError: ALREADY_EXISTS when the request made another job before, RESOURCE_EXHAUSTED when too many jobs
                 wait, and what ``subject`` raises.
         """
-        level = job_pb2.Priority.Name(priority or job_pb2.PRIORITY_INTERACTIVE).removeprefix("PRIORITY_")
-        wanted = (kind, level, json_format.MessageToDict(spec, preserving_proto_field_name=True))
+        wanted = kind, level, _ = _wanted(kind, spec, priority)
         request = UUID(request_id)
         row = await self._store.find(principal().id, request)
         if row is None:
             about = await subject()
             await self._admit(principal().id, level)
-            new = NewJob(
-                *(principal().id, request, *wanted, about.track_id, telemetry.outgoing_headers()),
-                voice_id=about.voice_id,
-                lock=about.lock,
-            )
             try:
-                row, is_new = await self._store.create(new)
+                row, is_new = await self._store.create(_new(request, wanted, about))
             except asyncpg.ForeignKeyViolationError:  # something was deleted since
                 await subject()
                 raise
             if is_new:
-                await self._dispatch(row)
+                await self.dispatch(row)
         if (row["kind"], row["priority"], row["spec"]) != wanted:
             raise ApiError(
                 grpc.StatusCode.ALREADY_EXISTS,
@@ -100,6 +111,25 @@ class JobCreator:
                 fields=[("request_id", "already used")],
             )
         return await self._views.job(row)
+
+    async def create_within(
+        self,
+        connection: Connection,
+        kind: str,
+        spec: Message,
+        request_id: UUID,
+        priority: job_pb2.Priority.ValueType,
+        about: Subject,
+    ) -> Row:
+        """Create a job as part of a transaction, after which it is to be dispatched; or find that of the request.
+
+        Raises:
+            ApiError: RESOURCE_EXHAUSTED when too many jobs wait.
+        """
+        wanted = kind, level, _ = _wanted(kind, spec, priority)
+        await self._admit(principal().id, level)
+        row, _ = await self._store.create(_new(request_id, wanted, about), connection)
+        return row
 
     async def is_crowded(self) -> bool:
         """Whether half as many jobs of the caller wait as may."""
@@ -122,7 +152,8 @@ class JobCreator:
             retry_after=math.ceil(self._load.retry_after()),
         )
 
-    async def _dispatch(self, job: Row) -> None:
+    async def dispatch(self, job: Row) -> None:
+        """Wake a worker for a new job."""
         try:
             await self._queue.send(f"{job['id']}-{job['attempt']}")
         except QueueUnavailable as error:

@@ -95,7 +95,7 @@ class Load(Background):
                       sum(took) FILTER (WHERE made AND seconds IS NOT NULL) / sum(seconds) FILTER (WHERE made) AS pace
                FROM (SELECT kind, extract(epoch FROM ended_at - claimed_at)::float8 AS took,
                             timings @> '[{"stage": "SEPARATE"}]' OR timings @> '[{"stage": "CONVERT"}]'
-                                OR timings @> '[{"stage": "ANALYZE"}]' AS made,
+                                OR timings @> '[{"stage": "ANALYZE"}]' OR timings @> '[{"stage": "MIX"}]' AS made,
                             frames::float8 / sample_rate AS seconds,
                             row_number() OVER (PARTITION BY kind ORDER BY ended_at DESC) AS number
                      FROM (SELECT * FROM jobs WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 1000) AS newest

@@ -35,6 +35,16 @@ def of_import(owner: str, key: str) -> str:
     return f"import:{uuid5(_NAMESPACE, json.dumps([owner, key]))}"
 
 
+def of_style(library: UUID) -> str:
+    """Of the building of a grain library."""
+    return f"style:{library}"
+
+
+def of_mix(mix: UUID, revision: int) -> str:
+    """Of the rendering of one revision of a mix."""
+    return f"mix:{mix}/{revision}"
+
+
 def of_cover(cover: UUID) -> str:
     """Of the making of a cover."""
     return f"cover:{cover}"

@@ -27,7 +27,14 @@ FORMATS: dict[AudioFormat, audio_pb2.AudioFormat.ValueType] = {
     AudioFormat.OPUS: audio_pb2.AUDIO_FORMAT_OPUS,
 }
 # The field of a job that says what it was asked to do, by its kind.
-SPECS = {"SEPARATE": "separation", "COVER": "cover", "ANALYZE": "analysis", "IMPORT": "track_import"}
+SPECS = {
+    "SEPARATE": "separation",
+    "COVER": "cover",
+    "ANALYZE": "analysis",
+    "IMPORT": "track_import",
+    "STYLE": "style",
+    "MIX": "mix",
+}
 
 
 def audio_format(value: audio_pb2.AudioFormat.ValueType) -> AudioFormat:
@@ -60,11 +67,13 @@ def stem_id(row: Row) -> str:
 
 
 def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
-    """A row of ``stems`` as an artifact of ``track`` ("tracks/{id}"), or a row of ``covers``."""
-    is_stem = "stem" in row.keys()  # noqa: SIM118 - a row is a sequence of values
+    """A row of ``stems`` as an artifact of ``track`` ("tracks/{id}"), or a row of ``covers`` or ``mixes``."""
+    columns = set(row.keys())  # a row is a sequence of values
+    is_stem, is_mix = "stem" in columns, "rendered_job" in columns
     encoded = AudioFormat(row["format"])
+    name = f"{'mixes' if is_mix else 'covers'}/{row['id']}"
     return artifact_pb2.Artifact(
-        name=f"{track}/stems/{stem_id(row)}" if is_stem else f"covers/{row['id']}",
+        name=f"{track}/stems/{stem_id(row)}" if is_stem else name,
         stem=STEMS[row["stem"]] if is_stem else audio_pb2.STEM_KIND_UNSPECIFIED,
         loudness_lufs=None if is_stem else row["loudness"],
         true_peak_db=None if is_stem else row["true_peak"],
@@ -77,7 +86,7 @@ def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
         frames=row["frames"],
         peak=row["peak"],
         clipped_samples=row["clipped"],
-        create_time=timestamp(row["created_at"]),
+        create_time=timestamp(row["rendered_at" if is_mix else "created_at"]),
     )
 
 
@@ -100,7 +109,7 @@ def job(row: Row, results: Sequence[Row], queue_position: int = 0) -> job_pb2.Jo
     )
     spec = getattr(message, SPECS[row["kind"]])
     json_format.ParseDict(row["spec"], spec)
-    message.artifacts.extend(artifact(result, spec.track) for result in results)
+    message.artifacts.extend(artifact(result, getattr(spec, "track", "")) for result in results)
     if row["error"]:
         json_format.ParseDict(row["error"], message.error)
     for timing in row["timings"]:

@@ -39,11 +39,18 @@ class NewJob:
     headers: dict[str, str]
     voice_id: UUID | None = None
     lock: str | None = None
+    after: Sequence[UUID] = ()
 
 
 def _ready(table: str) -> str:
-    """Whether a waiting job may begin: not before its time, nor while the same is done or, for a person, to be done."""
+    """Whether a waiting job may begin.
+
+    Not before its time, nor before the jobs that it comes after have ended, nor while the same is done or, for a
+    person, to be done.
+    """
     return f"""{table}.not_before <= now()
+        AND NOT EXISTS (SELECT 1 FROM jobs AS former
+                        WHERE former.id = ANY({table}.after) AND former.state IN ('QUEUED', 'RUNNING'))
         AND NOT EXISTS (SELECT 1 FROM jobs AS same WHERE same.lock = {table}.lock AND same.state = 'RUNNING')
         AND ({table}.priority = 'INTERACTIVE' OR NOT EXISTS (
                  SELECT 1 FROM jobs AS same
@@ -117,8 +124,9 @@ class JobStore:
         # Turns are those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): an owner's jobs come one
         # turn after the other, and whoever had none waiting begins at the turn that is served now.
         row = await database.fetchrow(
-            f"""INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id, lock, turn)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+            f"""INSERT INTO jobs (id, owner, request_id, kind, priority, track_id, spec, headers, voice_id, lock, after,
+                                 turn)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
                        greatest(0, {_first_turn("$5")},
                                 (SELECT turn + 1 FROM jobs WHERE state = 'QUEUED' AND owner = $2 AND priority = $5
                                  ORDER BY turn DESC LIMIT 1)))
@@ -133,6 +141,7 @@ class JobStore:
             job.headers,
             job.voice_id,
             job.lock,
+            list(job.after),
         )
         if row is not None:
             return row, True
@@ -195,9 +204,16 @@ class JobStore:
             list(job_ids),
         )
 
+    async def mixes(self, job_ids: Sequence[UUID]) -> list[Row]:
+        """The stored mixes of jobs that nothing newer has replaced, with ``job_id``."""
+        return await self._pool.fetch(
+            "SELECT *, rendered_job AS job_id FROM mixes WHERE rendered_job = ANY($1)",
+            list(job_ids),
+        )
+
     async def results(self, job_ids: Sequence[UUID]) -> list[Row]:
-        """All that jobs have stored: stems, then covers."""
-        return [*await self.stems(job_ids), *await self.covers(job_ids)]
+        """All that jobs have stored: stems, then covers, then mixes."""
+        return [*await self.stems(job_ids), *await self.covers(job_ids), *await self.mixes(job_ids)]
 
     async def waiting(self, owner: str, most: int) -> int:
         """How many jobs of ``owner`` wait for a worker; counted up to ``most``."""

@@ -28,9 +28,9 @@ def completed(given: conversion_pb2.Conversion) -> conversion_pb2.Conversion:
     return full
 
 
-def completed_mix(given: job_pb2.Mix) -> job_pb2.Mix:
+def completed_mix(given: job_pb2.CoverMix) -> job_pb2.CoverMix:
     """A mix in which every default is written down."""
-    full = job_pb2.Mix()
+    full = job_pb2.CoverMix()
     full.CopyFrom(given)
     if not full.HasField("match_loudness"):
         full.match_loudness = True

@@ -96,7 +96,7 @@ class CoverMethods:
                 speaker=speaker,
                 exact_search=exact_search,
             ),
-            mix=job_pb2.Mix(
+            mix=job_pb2.CoverMix(
                 vocals_gain_db=vocals_gain_db,
                 instrumental_gain_db=instrumental_gain_db,
                 match_loudness=match_loudness,

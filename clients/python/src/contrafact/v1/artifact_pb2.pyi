@@ -39,7 +39,9 @@ class Artifact(_message.Message):
     LOUDNESS_LUFS_FIELD_NUMBER: _builtins.int
     TRUE_PEAK_DB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name of what is stored, for example "tracks/{track}/stems/htdemucs-1.vocals.flac" or "covers/{id}"."""
+    """Resource name of what is stored, for example "tracks/{track}/stems/htdemucs-1.vocals.flac",
+    "covers/{id}", "mixes/{id}" or "styles/{id}" (its preview).
+    """
     stem: _audio_pb2.StemKind.ValueType
     """Which stem it holds; not given: it is no stem."""
     format: _audio_pb2.AudioFormat.ValueType

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from contrafact.v1 import artifact_pb2 as _artifact_pb2
 from contrafact.v1 import audio_pb2 as _audio_pb2
 from contrafact.v1 import conversion_pb2 as _conversion_pb2
+from contrafact.v1 import grain_pb2 as _grain_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -76,6 +77,10 @@ class _JobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobKind.Value
     """Measures what a track sounds like."""
     JOB_KIND_IMPORT: _JobKind.ValueType  # 4
     """Makes a track of a recording in the object store, for a scan."""
+    JOB_KIND_STYLE: _JobKind.ValueType  # 5
+    """Cuts the sound of a style into grains."""
+    JOB_KIND_MIX: _JobKind.ValueType  # 6
+    """Renders a mix."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -90,6 +95,10 @@ JOB_KIND_ANALYZE: JobKind.ValueType  # 3
 """Measures what a track sounds like."""
 JOB_KIND_IMPORT: JobKind.ValueType  # 4
 """Makes a track of a recording in the object store, for a scan."""
+JOB_KIND_STYLE: JobKind.ValueType  # 5
+"""Cuts the sound of a style into grains."""
+JOB_KIND_MIX: JobKind.ValueType  # 6
+"""Renders a mix."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
 class _Priority:
@@ -137,11 +146,15 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_CONVERT: _Stage.ValueType  # 5
     """The vocals go through the voice; their separation is done, or was done before."""
     STAGE_MIX: _Stage.ValueType  # 6
-    """The last of the converted vocals are mixed with the rest."""
+    """The last of the converted vocals are mixed with the rest; or the stems of a mix are played and mixed."""
     STAGE_ANALYZE: _Stage.ValueType  # 7
     """The track goes through the analyzer."""
     STAGE_PROBE: _Stage.ValueType  # 8
     """The recording is decoded once, to see that it is sound."""
+    STAGE_CUT: _Stage.ValueType  # 9
+    """The sound of a style is cut into grains."""
+    STAGE_MEASURE: _Stage.ValueType  # 10
+    """The stems of a mix are played and heard once, for its level."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """The part of its work that a job is at."""
@@ -161,12 +174,48 @@ STAGE_PUBLISH: Stage.ValueType  # 4
 STAGE_CONVERT: Stage.ValueType  # 5
 """The vocals go through the voice; their separation is done, or was done before."""
 STAGE_MIX: Stage.ValueType  # 6
-"""The last of the converted vocals are mixed with the rest."""
+"""The last of the converted vocals are mixed with the rest; or the stems of a mix are played and mixed."""
 STAGE_ANALYZE: Stage.ValueType  # 7
 """The track goes through the analyzer."""
 STAGE_PROBE: Stage.ValueType  # 8
 """The recording is decoded once, to see that it is sound."""
+STAGE_CUT: Stage.ValueType  # 9
+"""The sound of a style is cut into grains."""
+STAGE_MEASURE: Stage.ValueType  # 10
+"""The stems of a mix are played and heard once, for its level."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
+
+class _Normalization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NormalizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Normalization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NORMALIZATION_UNSPECIFIED: _Normalization.ValueType  # 0
+    """The server's default: LIMIT."""
+    NORMALIZATION_LIMIT: _Normalization.ValueType  # 1
+    """None: the sum, of which a limiter lowers only what is above true_peak_db. It can be heard while it is made."""
+    NORMALIZATION_NONE: _Normalization.ValueType  # 2
+    """None, and no limiter: formats other than WAV clip what is beyond full scale."""
+    NORMALIZATION_PEAK: _Normalization.ValueType  # 3
+    """Its largest magnitude becomes 1."""
+    NORMALIZATION_LUFS: _Normalization.ValueType  # 4
+    """Its integrated loudness becomes target_lufs, with the limiter at true_peak_db, which may leave it softer."""
+
+class Normalization(_Normalization, metaclass=_NormalizationEnumTypeWrapper):
+    """What level a mix is brought to."""
+
+NORMALIZATION_UNSPECIFIED: Normalization.ValueType  # 0
+"""The server's default: LIMIT."""
+NORMALIZATION_LIMIT: Normalization.ValueType  # 1
+"""None: the sum, of which a limiter lowers only what is above true_peak_db. It can be heard while it is made."""
+NORMALIZATION_NONE: Normalization.ValueType  # 2
+"""None, and no limiter: formats other than WAV clip what is beyond full scale."""
+NORMALIZATION_PEAK: Normalization.ValueType  # 3
+"""Its largest magnitude becomes 1."""
+NORMALIZATION_LUFS: Normalization.ValueType  # 4
+"""Its integrated loudness becomes target_lufs, with the limiter at true_peak_db, which may leave it softer."""
+Global___Normalization: _TypeAlias = Normalization  # noqa: Y015
 
 @_typing.final
 class JobError(_message.Message):
@@ -184,7 +233,9 @@ class JobError(_message.Message):
     MODEL_UNAVAILABLE, MODEL_FAILED: a model could not be loaded, or failed again and again;
     MODEL_REFUSED: a model does not do what the job asks for; MIXER_FAILED: the mixer does not;
     INFRASTRUCTURE: a store or the mixer was away too often; ATTEMPTS_EXHAUSTED: too many workers died under it;
-    ANALYZER_FAILED: the analyzer does not do what the job asks for;
+    ANALYZER_FAILED, GRAINS_FAILED: the analyzer, or the grains engine, does not do what the job asks for;
+    STYLE_SILENT, NO_GRAINS, TOO_MANY_GRAINS: the sound of a style cannot be cut; STYLE_DELETED: it is gone;
+    PROJECT_NOT_READY, STYLE_NOT_READY: what a mix was to wait for failed; MIX_DELETED, MIX_CHANGED: it was changed since;
     OBJECT_MISSING, TRACK_TOO_LARGE: there is nothing to import, or more than a track may have;
     CANCELLED: only of an item of a scan, whose job was;
     INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
@@ -245,7 +296,7 @@ class SeparationSpec(_message.Message):
 Global___SeparationSpec: _TypeAlias = SeparationSpec  # noqa: Y015
 
 @_typing.final
-class Mix(_message.Message):
+class CoverMix(_message.Message):
     """How the converted vocals and the rest of the track are put together."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -283,7 +334,7 @@ class Mix(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__true_peak_db) -> _WhichOneofReturnType__true_peak_db | None: ...
 
-Global___Mix: _TypeAlias = Mix  # noqa: Y015
+Global___CoverMix: _TypeAlias = CoverMix  # noqa: Y015
 
 @_typing.final
 class CoverSpec(_message.Message):
@@ -310,7 +361,7 @@ class CoverSpec(_message.Message):
         """How the vocals are converted; not given: the defaults."""
 
     @_builtins.property
-    def mix(self) -> Global___Mix:
+    def mix(self) -> Global___CoverMix:
         """How they are mixed; not given: the defaults."""
 
     def __init__(
@@ -319,7 +370,7 @@ class CoverSpec(_message.Message):
         track: _builtins.str = ...,
         voice: _builtins.str = ...,
         conversion: _conversion_pb2.Conversion | None = ...,
-        mix: Global___Mix | None = ...,
+        mix: Global___CoverMix | None = ...,
         format: _audio_pb2.AudioFormat.ValueType = ...,
         model: _builtins.str = ...,
     ) -> None: ...
@@ -386,6 +437,212 @@ class ImportSpec(_message.Message):
 Global___ImportSpec: _TypeAlias = ImportSpec  # noqa: Y015
 
 @_typing.final
+class StyleSpec(_message.Message):
+    """What is cut into grains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STYLE_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    style: _builtins.str
+    """The style, "styles/{id}"."""
+    @_builtins.property
+    def cut(self) -> _grain_pb2.Cut:
+        """How."""
+
+    def __init__(
+        self,
+        *,
+        style: _builtins.str = ...,
+        cut: _grain_pb2.Cut | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "style", b"style"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StyleSpec: _TypeAlias = StyleSpec  # noqa: Y015
+
+@_typing.final
+class StemPart(_message.Message):
+    """How one stem is heard in a mix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STYLE_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    SOLO_FIELD_NUMBER: _builtins.int
+    PAN_FIELD_NUMBER: _builtins.int
+    FADE_IN_SECONDS_FIELD_NUMBER: _builtins.int
+    FADE_OUT_SECONDS_FIELD_NUMBER: _builtins.int
+    OFFSET_SECONDS_FIELD_NUMBER: _builtins.int
+    GRAINS_FIELD_NUMBER: _builtins.int
+    style: _builtins.str
+    """The style it is played with, "styles/{id}"; empty: it stays itself."""
+    volume: _builtins.float
+    """What its samples are multiplied by, 0 to 4; not given: 1."""
+    enabled: _builtins.bool
+    """Whether it is heard; not given: yes."""
+    solo: _builtins.bool
+    """Whether of all stems only this one is heard, and others that say so, too."""
+    pan: _builtins.float
+    """From -1, left, to 1, right; in mono it says nothing."""
+    fade_in_seconds: _builtins.float
+    """Length of a fade at its beginning, in seconds."""
+    fade_out_seconds: _builtins.float
+    """Length of a fade at its end, in seconds."""
+    offset_seconds: _builtins.float
+    """By how many seconds it comes later, or, below 0, earlier. The mix is as long as the track: what is beyond is cut off."""
+    @_builtins.property
+    def grains(self) -> _grain_pb2.GrainSettings:
+        """How it is played with its style; not given: as the mix says."""
+
+    def __init__(
+        self,
+        *,
+        style: _builtins.str = ...,
+        volume: _builtins.float | None = ...,
+        enabled: _builtins.bool | None = ...,
+        solo: _builtins.bool = ...,
+        pan: _builtins.float = ...,
+        fade_in_seconds: _builtins.float = ...,
+        fade_out_seconds: _builtins.float = ...,
+        offset_seconds: _builtins.float = ...,
+        grains: _grain_pb2.GrainSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_volume", b"_volume", "enabled", b"enabled", "grains", b"grains", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_volume", b"_volume", "enabled", b"enabled", "fade_in_seconds", b"fade_in_seconds", "fade_out_seconds", b"fade_out_seconds", "grains", b"grains", "offset_seconds", b"offset_seconds", "pan", b"pan", "solo", b"solo", "style", b"style", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__volume: _TypeAlias = _typing.Literal["volume"]  # noqa: Y015
+    _WhichOneofArgType__volume: _TypeAlias = _typing.Literal["_volume", b"_volume"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__volume) -> _WhichOneofReturnType__volume | None: ...
+
+Global___StemPart: _TypeAlias = StemPart  # noqa: Y015
+
+@_typing.final
+class MixConfig(_message.Message):
+    """How a mix is made. A stem that is not given is heard as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRUMS_FIELD_NUMBER: _builtins.int
+    BASS_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    VOCALS_FIELD_NUMBER: _builtins.int
+    GRAINS_FIELD_NUMBER: _builtins.int
+    NORMALIZATION_FIELD_NUMBER: _builtins.int
+    TARGET_LUFS_FIELD_NUMBER: _builtins.int
+    TRUE_PEAK_DB_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    normalization: Global___Normalization.ValueType
+    """What level it is brought to."""
+    target_lufs: _builtins.float
+    """Integrated loudness (ITU-R BS.1770-4) for LUFS, in LUFS; not given: -14."""
+    true_peak_db: _builtins.float
+    """Highest true peak for LIMIT and LUFS, in dBTP; not given: -1."""
+    format: _audio_pb2.AudioFormat.ValueType
+    """How it is encoded; not given: FLAC."""
+    channels: _builtins.int
+    """Channels, 1 or 2; 0: as the track has, at most 2."""
+    sample_rate: _builtins.int
+    """Frames per second, in Hz, 8,000 to 192,000; 0: as the track has."""
+    @_builtins.property
+    def drums(self) -> Global___StemPart:
+        """The drums."""
+
+    @_builtins.property
+    def bass(self) -> Global___StemPart:
+        """The bass."""
+
+    @_builtins.property
+    def other(self) -> Global___StemPart:
+        """All that is not drums, bass or vocals."""
+
+    @_builtins.property
+    def vocals(self) -> Global___StemPart:
+        """The vocals, which have no style."""
+
+    @_builtins.property
+    def grains(self) -> _grain_pb2.GrainSettings:
+        """How stems are played with styles."""
+
+    def __init__(
+        self,
+        *,
+        drums: Global___StemPart | None = ...,
+        bass: Global___StemPart | None = ...,
+        other: Global___StemPart | None = ...,
+        vocals: Global___StemPart | None = ...,
+        grains: _grain_pb2.GrainSettings | None = ...,
+        normalization: Global___Normalization.ValueType = ...,
+        target_lufs: _builtins.float | None = ...,
+        true_peak_db: _builtins.float | None = ...,
+        format: _audio_pb2.AudioFormat.ValueType = ...,
+        channels: _builtins.int = ...,
+        sample_rate: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_lufs", b"_target_lufs", "_true_peak_db", b"_true_peak_db", "bass", b"bass", "drums", b"drums", "grains", b"grains", "other", b"other", "target_lufs", b"target_lufs", "true_peak_db", b"true_peak_db", "vocals", b"vocals"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_lufs", b"_target_lufs", "_true_peak_db", b"_true_peak_db", "bass", b"bass", "channels", b"channels", "drums", b"drums", "format", b"format", "grains", b"grains", "normalization", b"normalization", "other", b"other", "sample_rate", b"sample_rate", "target_lufs", b"target_lufs", "true_peak_db", b"true_peak_db", "vocals", b"vocals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__target_lufs: _TypeAlias = _typing.Literal["target_lufs"]  # noqa: Y015
+    _WhichOneofArgType__target_lufs: _TypeAlias = _typing.Literal["_target_lufs", b"_target_lufs"]  # noqa: Y015
+    _WhichOneofReturnType__true_peak_db: _TypeAlias = _typing.Literal["true_peak_db"]  # noqa: Y015
+    _WhichOneofArgType__true_peak_db: _TypeAlias = _typing.Literal["_true_peak_db", b"_true_peak_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_lufs) -> _WhichOneofReturnType__target_lufs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__true_peak_db) -> _WhichOneofReturnType__true_peak_db | None: ...
+
+Global___MixConfig: _TypeAlias = MixConfig  # noqa: Y015
+
+@_typing.final
+class MixSpec(_message.Message):
+    """What is rendered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIX_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    mix: _builtins.str
+    """The mix, "mixes/{id}"."""
+    revision: _builtins.int
+    """Which revision of it."""
+    project: _builtins.str
+    """Its project, "projects/{id}"."""
+    @_builtins.property
+    def config(self) -> Global___MixConfig:
+        """How it is made, with every default written down."""
+
+    def __init__(
+        self,
+        *,
+        mix: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        project: _builtins.str = ...,
+        config: Global___MixConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "mix", b"mix", "project", b"project", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MixSpec: _TypeAlias = MixSpec  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """One durable unit of work."""
 
@@ -397,6 +654,8 @@ class Job(_message.Message):
     COVER_FIELD_NUMBER: _builtins.int
     ANALYSIS_FIELD_NUMBER: _builtins.int
     TRACK_IMPORT_FIELD_NUMBER: _builtins.int
+    STYLE_FIELD_NUMBER: _builtins.int
+    MIX_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
@@ -445,6 +704,14 @@ class Job(_message.Message):
         """Of an IMPORT job."""
 
     @_builtins.property
+    def style(self) -> Global___StyleSpec:
+        """Of a STYLE job."""
+
+    @_builtins.property
+    def mix(self) -> Global___MixSpec:
+        """Of a MIX job."""
+
+    @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Estimated time until its end, from the pace of jobs like it; not given when unknown."""
 
@@ -489,6 +756,8 @@ class Job(_message.Message):
         cover: Global___CoverSpec | None = ...,
         analysis: Global___AnalysisSpec | None = ...,
         track_import: Global___ImportSpec | None = ...,
+        style: Global___StyleSpec | None = ...,
+        mix: Global___MixSpec | None = ...,
         priority: Global___Priority.ValueType = ...,
         state: Global___JobState.ValueType = ...,
         stage: Global___Stage.ValueType = ...,
@@ -505,11 +774,11 @@ class Job(_message.Message):
         timings: _abc.Iterable[Global___StageTiming] | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "separation", b"separation", "spec", b"spec", "start_time", b"start_time", "track_import", b"track_import"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "mix", b"mix", "separation", b"separation", "spec", b"spec", "start_time", b"start_time", "style", b"style", "track_import", b"track_import"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "artifacts", b"artifacts", "attempt", b"attempt", "attempts", b"attempts", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "timings", b"timings", "track_import", b"track_import", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "artifacts", b"artifacts", "attempt", b"attempt", "attempts", b"attempts", "cover", b"cover", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "eta", b"eta", "fraction", b"fraction", "kind", b"kind", "mix", b"mix", "name", b"name", "priority", b"priority", "queue_position", b"queue_position", "separation", b"separation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "style", b"style", "timings", b"timings", "track_import", b"track_import", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover", "analysis", "track_import"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["separation", "cover", "analysis", "track_import", "style", "mix"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -632,7 +901,7 @@ class LivePiece(_message.Message):
     FRAMES_READY_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     stem: _audio_pb2.StemKind.ValueType
-    """Which stem it belongs to; not given: it belongs to the cover."""
+    """Which stem it belongs to; not given: it belongs to the cover, or to the mix."""
     offset: _builtins.int
     """Position of its first byte in the finished artifact."""
     size_bytes: _builtins.int

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n contrafact/engine/v1/mixer.proto\x12\x14\x63ontrafact.engine.v1\x1a\x1b\x62uf/validate/validate.proto\"\xad\x01\n\nMixRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.contrafact.engine.v1.MixSpecH\x00\x12\x31\n\x05\x62lock\x18\x02 \x01(\x0b\x32 .contrafact.engine.v1.InputBlockH\x00\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1c.contrafact.engine.v1.MixEndH\x00\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\x98\x05\n\x07MixSpec\x12!\n\x0bsample_rate\x18\x01 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xb8\x17(\xc0>\x12\x1b\n\x08\x63hannels\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x01\x12\x17\n\x06\x66rames\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\xde\x03\n\x06inputs\x18\x04 \x03(\x0b\x32\x1e.contrafact.engine.v1.MixInputB\xad\x03\xbaH\xa9\x03\x92\x01\x04\x08\x01\x10\x10\xba\x01Q\n\x13inputs.unique_names\x12\x14names must be unique\x1a$this.map(input, input.name).unique()\xba\x01\x66\n\x17inputs.something_to_mix\x12 at least one input must be mixed\x1a)this.exists(input, !input.reference_only)\xba\x01\xe1\x01\n\x17inputs.reference_exists\x12*loudness_reference must name another input\x1a\x99\x01this.all(input, input.loudness_reference == \'\' || (input.loudness_reference != input.name && this.exists(other, other.name == input.loudness_reference)))\x12:\n\x14true_peak_ceiling_db\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00)\x00\x00\x00\x00\x00\x00\x34\xc0H\x00\x88\x01\x01\x42\x17\n\x15_true_peak_ceiling_db\"\xa3\x01\n\x08MixInput\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9_.-]{0,63}$\x12(\n\x07gain_db\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12#\n\x12loudness_reference\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x0ereference_only\x18\x04 \x01(\x08\"]\n\nInputBlock\x12\x18\n\x05input\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x0f(\x00\x12\x16\n\x05start\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x07samples\x18\x03 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x04\x18\x80\x80\x80\x01\"\x08\n\x06MixEnd\"\x7f\n\x0bMixResponse\x12\x31\n\x05\x62lock\x18\x01 \x01(\x0b\x32 .contrafact.engine.v1.MixedBlockH\x00\x12\x31\n\x06report\x18\x02 \x01(\x0b\x32\x1f.contrafact.engine.v1.MixReportH\x00\x42\n\n\x08response\",\n\nMixedBlock\x12\r\n\x05start\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x0c\"\xbe\x01\n\tMixReport\x12\x1c\n\x0fintegrated_lufs\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctrue_peak_db\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x15max_gain_reduction_db\x18\x03 \x01(\x01\x12\x34\n\x07matches\x18\x04 \x03(\x0b\x32#.contrafact.engine.v1.LoudnessMatchB\x12\n\x10_integrated_lufsB\x0f\n\r_true_peak_db\"^\n\rLoudnessMatch\x12\r\n\x05input\x18\x01 \x01(\t\x12\x13\n\x0bmin_gain_db\x18\x02 \x01(\x01\x12\x13\n\x0bmax_gain_db\x18\x03 \x01(\x01\x12\x14\n\x0clast_gain_db\x18\x04 \x01(\x01\x32^\n\x0cMixerService\x12N\n\x03Mix\x12 .contrafact.engine.v1.MixRequest\x1a!.contrafact.engine.v1.MixResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n contrafact/engine/v1/mixer.proto\x12\x14\x63ontrafact.engine.v1\x1a\x1b\x62uf/validate/validate.proto\"\xad\x01\n\nMixRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.contrafact.engine.v1.MixSpecH\x00\x12\x31\n\x05\x62lock\x18\x02 \x01(\x0b\x32 .contrafact.engine.v1.InputBlockH\x00\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1c.contrafact.engine.v1.MixEndH\x00\x42\x10\n\x07request\x12\x05\xbaH\x02\x08\x01\"\xcc\x06\n\x07MixSpec\x12!\n\x0bsample_rate\x18\x01 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\xb8\x17(\xc0>\x12\x1b\n\x08\x63hannels\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x01\x12\x17\n\x06\x66rames\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\xde\x03\n\x06inputs\x18\x04 \x03(\x0b\x32\x1e.contrafact.engine.v1.MixInputB\xad\x03\xbaH\xa9\x03\x92\x01\x04\x08\x01\x10@\xba\x01Q\n\x13inputs.unique_names\x12\x14names must be unique\x1a$this.map(input, input.name).unique()\xba\x01\x66\n\x17inputs.something_to_mix\x12 at least one input must be mixed\x1a)this.exists(input, !input.reference_only)\xba\x01\xe1\x01\n\x17inputs.reference_exists\x12*loudness_reference must name another input\x1a\x99\x01this.all(input, input.loudness_reference == \'\' || (input.loudness_reference != input.name && this.exists(other, other.name == input.loudness_reference)))\x12:\n\x14true_peak_ceiling_db\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00)\x00\x00\x00\x00\x00\x00\x34\xc0H\x00\x88\x01\x01\x12(\n\x07gain_db\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00^@)\x00\x00\x00\x00\x00\x00^\xc0\x12\x44\n\rnormalization\x18\x07 \x01(\x0e\x32#.contrafact.engine.v1.NormalizationB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12,\n\x0btarget_lufs\x18\x08 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00)\x00\x00\x00\x00\x00\x80Q\xc0\x12\x14\n\x0cmeasure_only\x18\t \x01(\x08\x42\x17\n\x15_true_peak_ceiling_db\"\xae\x03\n\x08MixInput\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9_.-]{0,63}$\x12(\n\x07gain_db\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x38@)\x00\x00\x00\x00\x00\x00N\xc0\x12#\n\x12loudness_reference\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x0ereference_only\x18\x04 \x01(\x08\x12$\n\x03pan\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\xf0\xbf\x12\r\n\x05muted\x18\x06 \x01(\x08\x12\x0c\n\x04solo\x18\x07 \x01(\x08\x12\x1f\n\x0e\x66\x61\x64\x65_in_frames\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12 \n\x0f\x66\x61\x64\x65_out_frames\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\'\n\x06offset\x18\n \x01(\x03\x42\x17\xbaH\x14\"\x12\x18\x80\x80\x80\x80\x80\x01(\x80\x80\x80\x80\x80\xff\xff\xff\xff\x01\x12$\n\x0bsample_rate\x18\x0b \x01(\x05\x42\x0f\xbaH\x0c\x1a\x07\x18\x80\xb8\x17(\xe8\x07\xd8\x01\x01\x12\x1b\n\x08\x63hannels\x18\x0c \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x02(\x00\x12\x17\n\x06\x66rames\x18\r \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"]\n\nInputBlock\x12\x18\n\x05input\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18?(\x00\x12\x16\n\x05start\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x07samples\x18\x03 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x04\x18\x80\x80\x80\x01\"\x08\n\x06MixEnd\"\x7f\n\x0bMixResponse\x12\x31\n\x05\x62lock\x18\x01 \x01(\x0b\x32 .contrafact.engine.v1.MixedBlockH\x00\x12\x31\n\x06report\x18\x02 \x01(\x0b\x32\x1f.contrafact.engine.v1.MixReportH\x00\x42\n\n\x08response\",\n\nMixedBlock\x12\r\n\x05start\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x0c\"\xdd\x01\n\tMixReport\x12\x1c\n\x0fintegrated_lufs\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctrue_peak_db\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x15max_gain_reduction_db\x18\x03 \x01(\x01\x12\x34\n\x07matches\x18\x04 \x03(\x0b\x32#.contrafact.engine.v1.LoudnessMatch\x12\x0c\n\x04peak\x18\x05 \x01(\x01\x12\x0f\n\x07gain_db\x18\x06 \x01(\x01\x42\x12\n\x10_integrated_lufsB\x0f\n\r_true_peak_db\"^\n\rLoudnessMatch\x12\r\n\x05input\x18\x01 \x01(\t\x12\x13\n\x0bmin_gain_db\x18\x02 \x01(\x01\x12\x13\n\x0bmax_gain_db\x18\x03 \x01(\x01\x12\x14\n\x0clast_gain_db\x18\x04 \x01(\x01*^\n\rNormalization\x12\x1d\n\x19NORMALIZATION_UNSPECIFIED\x10\x00\x12\x16\n\x12NORMALIZATION_PEAK\x10\x01\x12\x16\n\x12NORMALIZATION_LUFS\x10\x02\x32^\n\x0cMixerService\x12N\n\x03Mix\x12 .contrafact.engine.v1.MixRequest\x1a!.contrafact.engine.v1.MixResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,39 +41,61 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MIXSPEC'].fields_by_name['frames']._loaded_options = None
   _globals['_MIXSPEC'].fields_by_name['frames']._serialized_options = b'\272H\004\"\002(\001'
   _globals['_MIXSPEC'].fields_by_name['inputs']._loaded_options = None
-  _globals['_MIXSPEC'].fields_by_name['inputs']._serialized_options = b'\272H\251\003\222\001\004\010\001\020\020\272\001Q\n\023inputs.unique_names\022\024names must be unique\032$this.map(input, input.name).unique()\272\001f\n\027inputs.something_to_mix\022 at least one input must be mixed\032)this.exists(input, !input.reference_only)\272\001\341\001\n\027inputs.reference_exists\022*loudness_reference must name another input\032\231\001this.all(input, input.loudness_reference == \'\' || (input.loudness_reference != input.name && this.exists(other, other.name == input.loudness_reference)))'
+  _globals['_MIXSPEC'].fields_by_name['inputs']._serialized_options = b'\272H\251\003\222\001\004\010\001\020@\272\001Q\n\023inputs.unique_names\022\024names must be unique\032$this.map(input, input.name).unique()\272\001f\n\027inputs.something_to_mix\022 at least one input must be mixed\032)this.exists(input, !input.reference_only)\272\001\341\001\n\027inputs.reference_exists\022*loudness_reference must name another input\032\231\001this.all(input, input.loudness_reference == \'\' || (input.loudness_reference != input.name && this.exists(other, other.name == input.loudness_reference)))'
   _globals['_MIXSPEC'].fields_by_name['true_peak_ceiling_db']._loaded_options = None
   _globals['_MIXSPEC'].fields_by_name['true_peak_ceiling_db']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\000\000)\000\000\000\000\000\0004\300'
+  _globals['_MIXSPEC'].fields_by_name['gain_db']._loaded_options = None
+  _globals['_MIXSPEC'].fields_by_name['gain_db']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000^@)\000\000\000\000\000\000^\300'
+  _globals['_MIXSPEC'].fields_by_name['normalization']._loaded_options = None
+  _globals['_MIXSPEC'].fields_by_name['normalization']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_MIXSPEC'].fields_by_name['target_lufs']._loaded_options = None
+  _globals['_MIXSPEC'].fields_by_name['target_lufs']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\000\000)\000\000\000\000\000\200Q\300'
   _globals['_MIXINPUT'].fields_by_name['name']._loaded_options = None
   _globals['_MIXINPUT'].fields_by_name['name']._serialized_options = b'\272H\037r\0352\033^[a-z0-9][a-z0-9_.-]{0,63}$'
   _globals['_MIXINPUT'].fields_by_name['gain_db']._loaded_options = None
   _globals['_MIXINPUT'].fields_by_name['gain_db']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\0008@)\000\000\000\000\000\000N\300'
   _globals['_MIXINPUT'].fields_by_name['loudness_reference']._loaded_options = None
   _globals['_MIXINPUT'].fields_by_name['loudness_reference']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_MIXINPUT'].fields_by_name['pan']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['pan']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\360\277'
+  _globals['_MIXINPUT'].fields_by_name['fade_in_frames']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['fade_in_frames']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_MIXINPUT'].fields_by_name['fade_out_frames']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['fade_out_frames']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_MIXINPUT'].fields_by_name['offset']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['offset']._serialized_options = b'\272H\024\"\022\030\200\200\200\200\200\001(\200\200\200\200\200\377\377\377\377\001'
+  _globals['_MIXINPUT'].fields_by_name['sample_rate']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['sample_rate']._serialized_options = b'\272H\014\032\007\030\200\270\027(\350\007\330\001\001'
+  _globals['_MIXINPUT'].fields_by_name['channels']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['channels']._serialized_options = b'\272H\006\032\004\030\002(\000'
+  _globals['_MIXINPUT'].fields_by_name['frames']._loaded_options = None
+  _globals['_MIXINPUT'].fields_by_name['frames']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_INPUTBLOCK'].fields_by_name['input']._loaded_options = None
-  _globals['_INPUTBLOCK'].fields_by_name['input']._serialized_options = b'\272H\006\032\004\030\017(\000'
+  _globals['_INPUTBLOCK'].fields_by_name['input']._serialized_options = b'\272H\006\032\004\030?(\000'
   _globals['_INPUTBLOCK'].fields_by_name['start']._loaded_options = None
   _globals['_INPUTBLOCK'].fields_by_name['start']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_INPUTBLOCK'].fields_by_name['samples']._loaded_options = None
   _globals['_INPUTBLOCK'].fields_by_name['samples']._serialized_options = b'\272H\tz\007\020\004\030\200\200\200\001'
+  _globals['_NORMALIZATION']._serialized_start=2143
+  _globals['_NORMALIZATION']._serialized_end=2237
   _globals['_MIXREQUEST']._serialized_start=88
   _globals['_MIXREQUEST']._serialized_end=261
   _globals['_MIXSPEC']._serialized_start=264
-  _globals['_MIXSPEC']._serialized_end=928
-  _globals['_MIXINPUT']._serialized_start=931
-  _globals['_MIXINPUT']._serialized_end=1094
-  _globals['_INPUTBLOCK']._serialized_start=1096
-  _globals['_INPUTBLOCK']._serialized_end=1189
-  _globals['_MIXEND']._serialized_start=1191
-  _globals['_MIXEND']._serialized_end=1199
-  _globals['_MIXRESPONSE']._serialized_start=1201
-  _globals['_MIXRESPONSE']._serialized_end=1328
-  _globals['_MIXEDBLOCK']._serialized_start=1330
-  _globals['_MIXEDBLOCK']._serialized_end=1374
-  _globals['_MIXREPORT']._serialized_start=1377
-  _globals['_MIXREPORT']._serialized_end=1567
-  _globals['_LOUDNESSMATCH']._serialized_start=1569
-  _globals['_LOUDNESSMATCH']._serialized_end=1663
-  _globals['_MIXERSERVICE']._serialized_start=1665
-  _globals['_MIXERSERVICE']._serialized_end=1759
+  _globals['_MIXSPEC']._serialized_end=1108
+  _globals['_MIXINPUT']._serialized_start=1111
+  _globals['_MIXINPUT']._serialized_end=1541
+  _globals['_INPUTBLOCK']._serialized_start=1543
+  _globals['_INPUTBLOCK']._serialized_end=1636
+  _globals['_MIXEND']._serialized_start=1638
+  _globals['_MIXEND']._serialized_end=1646
+  _globals['_MIXRESPONSE']._serialized_start=1648
+  _globals['_MIXRESPONSE']._serialized_end=1775
+  _globals['_MIXEDBLOCK']._serialized_start=1777
+  _globals['_MIXEDBLOCK']._serialized_end=1821
+  _globals['_MIXREPORT']._serialized_start=1824
+  _globals['_MIXREPORT']._serialized_end=2045
+  _globals['_LOUDNESSMATCH']._serialized_start=2047
+  _globals['_LOUDNESSMATCH']._serialized_end=2141
+  _globals['_MIXERSERVICE']._serialized_start=2239
+  _globals['_MIXERSERVICE']._serialized_end=2333
 # @@protoc_insertion_point(module_scope)

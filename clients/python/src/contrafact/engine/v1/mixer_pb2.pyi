@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Normalization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NormalizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Normalization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NORMALIZATION_UNSPECIFIED: _Normalization.ValueType  # 0
+    """None."""
+    NORMALIZATION_PEAK: _Normalization.ValueType  # 1
+    """The largest magnitude of its samples becomes 1."""
+    NORMALIZATION_LUFS: _Normalization.ValueType  # 2
+    """Its integrated loudness becomes target_lufs, but for what the limiter takes."""
+
+class Normalization(_Normalization, metaclass=_NormalizationEnumTypeWrapper):
+    """What level a mix is to be brought to."""
+
+NORMALIZATION_UNSPECIFIED: Normalization.ValueType  # 0
+"""None."""
+NORMALIZATION_PEAK: Normalization.ValueType  # 1
+"""The largest magnitude of its samples becomes 1."""
+NORMALIZATION_LUFS: Normalization.ValueType  # 2
+"""Its integrated loudness becomes target_lufs, but for what the limiter takes."""
+Global___Normalization: _TypeAlias = Normalization  # noqa: Y015
 
 @_typing.final
 class MixRequest(_message.Message):
@@ -69,16 +94,30 @@ class MixSpec(_message.Message):
     FRAMES_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TRUE_PEAK_CEILING_DB_FIELD_NUMBER: _builtins.int
+    GAIN_DB_FIELD_NUMBER: _builtins.int
+    NORMALIZATION_FIELD_NUMBER: _builtins.int
+    TARGET_LUFS_FIELD_NUMBER: _builtins.int
+    MEASURE_ONLY_FIELD_NUMBER: _builtins.int
     sample_rate: _builtins.int
-    """Frames per second of all inputs and of the mix, in Hz."""
+    """Frames per second of the mix, in Hz."""
     channels: _builtins.int
-    """Channels of all inputs and of the mix."""
+    """Channels of the mix."""
     frames: _builtins.int
-    """Exactly how many frames every input has, and the mix."""
+    """Exactly how many frames the mix has."""
     true_peak_ceiling_db: _builtins.float
     """Highest true peak of the mix, in dBTP. Where the mix stays below it, its samples are untouched; without it nothing
     is limited.
     """
+    gain_db: _builtins.float
+    """Gain of the sum in dB, before the limiter."""
+    normalization: Global___Normalization.ValueType
+    """What the report's gain_db is to reach. Mixing the same again with that gain reaches it: a mix is heard twice, and
+    held never.
+    """
+    target_lufs: _builtins.float
+    """Integrated loudness that NORMALIZATION_LUFS reaches, in LUFS."""
+    measure_only: _builtins.bool
+    """Only the report is wanted: no audio is sent, and nothing limited."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___MixInput]:
         """The inputs; blocks refer to them by their position here."""
@@ -91,10 +130,14 @@ class MixSpec(_message.Message):
         frames: _builtins.int = ...,
         inputs: _abc.Iterable[Global___MixInput] | None = ...,
         true_peak_ceiling_db: _builtins.float | None = ...,
+        gain_db: _builtins.float = ...,
+        normalization: Global___Normalization.ValueType = ...,
+        target_lufs: _builtins.float = ...,
+        measure_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_true_peak_ceiling_db", b"_true_peak_ceiling_db", "true_peak_ceiling_db", b"true_peak_ceiling_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_true_peak_ceiling_db", b"_true_peak_ceiling_db", "channels", b"channels", "frames", b"frames", "inputs", b"inputs", "sample_rate", b"sample_rate", "true_peak_ceiling_db", b"true_peak_ceiling_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_true_peak_ceiling_db", b"_true_peak_ceiling_db", "channels", b"channels", "frames", b"frames", "gain_db", b"gain_db", "inputs", b"inputs", "measure_only", b"measure_only", "normalization", b"normalization", "sample_rate", b"sample_rate", "target_lufs", b"target_lufs", "true_peak_ceiling_db", b"true_peak_ceiling_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__true_peak_ceiling_db: _TypeAlias = _typing.Literal["true_peak_ceiling_db"]  # noqa: Y015
     _WhichOneofArgType__true_peak_ceiling_db: _TypeAlias = _typing.Literal["_true_peak_ceiling_db", b"_true_peak_ceiling_db"]  # noqa: Y015
@@ -112,6 +155,15 @@ class MixInput(_message.Message):
     GAIN_DB_FIELD_NUMBER: _builtins.int
     LOUDNESS_REFERENCE_FIELD_NUMBER: _builtins.int
     REFERENCE_ONLY_FIELD_NUMBER: _builtins.int
+    PAN_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    SOLO_FIELD_NUMBER: _builtins.int
+    FADE_IN_FRAMES_FIELD_NUMBER: _builtins.int
+    FADE_OUT_FRAMES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What it is called, for example "vocals"."""
     gain_db: _builtins.float
@@ -122,7 +174,28 @@ class MixInput(_message.Message):
     most 6 dB a second, and holds while there is nothing to compare.
     """
     reference_only: _builtins.bool
-    """Only measured, not heard: gain_db says nothing then."""
+    """Only measured, not heard: gain_db and all below say nothing then, but for its rate, channels and frames."""
+    pan: _builtins.float
+    """Where it is in stereo, from -1, left, to 1, right. Of a mono input in a stereo mix, constant power: cos and sin of
+    (1 + pan) * pi / 4, times the square root of 2, so that in the middle it is as it was in both channels. Of a stereo
+    input, balance: the other side is multiplied by 1 - |pan|. In a mono mix it says nothing.
+    """
+    muted: _builtins.bool
+    """It is not heard."""
+    solo: _builtins.bool
+    """Of all inputs only those that say so are heard, unless they are muted."""
+    fade_in_frames: _builtins.int
+    """Length of its fade in, from its first frame on, in frames of the mix: the gain rises as the sine of 0 to pi / 2."""
+    fade_out_frames: _builtins.int
+    """Length of its fade out, to its last frame or, if that comes first, the mix's, in frames of the mix."""
+    offset: _builtins.int
+    """Frame of the mix at which it begins; below 0, its beginning is not heard. What is beyond the end is not, either."""
+    sample_rate: _builtins.int
+    """Its frames per second, in Hz; 0: those of the mix. Others are resampled (soxr VHQ)."""
+    channels: _builtins.int
+    """Its channels, 1 or 2; 0: those of the mix. Mono is heard in both, stereo is averaged in a mono mix."""
+    frames: _builtins.int
+    """Exactly how many frames it has, at its rate; 0: as many as the mix, which must be of its rate."""
     def __init__(
         self,
         *,
@@ -130,10 +203,19 @@ class MixInput(_message.Message):
         gain_db: _builtins.float = ...,
         loudness_reference: _builtins.str = ...,
         reference_only: _builtins.bool = ...,
+        pan: _builtins.float = ...,
+        muted: _builtins.bool = ...,
+        solo: _builtins.bool = ...,
+        fade_in_frames: _builtins.int = ...,
+        fade_out_frames: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        sample_rate: _builtins.int = ...,
+        channels: _builtins.int = ...,
+        frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gain_db", b"gain_db", "loudness_reference", b"loudness_reference", "name", b"name", "reference_only", b"reference_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "fade_in_frames", b"fade_in_frames", "fade_out_frames", b"fade_out_frames", "frames", b"frames", "gain_db", b"gain_db", "loudness_reference", b"loudness_reference", "muted", b"muted", "name", b"name", "offset", b"offset", "pan", b"pan", "reference_only", b"reference_only", "sample_rate", b"sample_rate", "solo", b"solo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +336,8 @@ class MixReport(_message.Message):
     TRUE_PEAK_DB_FIELD_NUMBER: _builtins.int
     MAX_GAIN_REDUCTION_DB_FIELD_NUMBER: _builtins.int
     MATCHES_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    GAIN_DB_FIELD_NUMBER: _builtins.int
     integrated_lufs: _builtins.float
     """Integrated loudness of the mix (ITU-R BS.1770-4, gated), in LUFS; absent: all of it is silence or shorter than
     0.4 s.
@@ -262,6 +346,12 @@ class MixReport(_message.Message):
     """True peak of the mix (ITU-R BS.1770-4 annex 2: 8 times oversampled), in dBTP; absent: digital silence."""
     max_gain_reduction_db: _builtins.float
     """By how many dB the limiter lowered the mix where it did so most; 0: nowhere."""
+    peak: _builtins.float
+    """Largest magnitude of the mix's samples."""
+    gain_db: _builtins.float
+    """Gain of the sum that reaches what normalization asks for, in dB: gain_db of the spec and what is missing; that of
+    the spec if it asks for nothing, or if the mix is silent. Only with measure_only is it exact where the limiter works.
+    """
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoudnessMatch]:
         """What loudness matching did, for each input that asked for it."""
@@ -273,10 +363,12 @@ class MixReport(_message.Message):
         true_peak_db: _builtins.float | None = ...,
         max_gain_reduction_db: _builtins.float = ...,
         matches: _abc.Iterable[Global___LoudnessMatch] | None = ...,
+        peak: _builtins.float = ...,
+        gain_db: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_integrated_lufs", b"_integrated_lufs", "_true_peak_db", b"_true_peak_db", "integrated_lufs", b"integrated_lufs", "true_peak_db", b"true_peak_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_integrated_lufs", b"_integrated_lufs", "_true_peak_db", b"_true_peak_db", "integrated_lufs", b"integrated_lufs", "matches", b"matches", "max_gain_reduction_db", b"max_gain_reduction_db", "true_peak_db", b"true_peak_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_integrated_lufs", b"_integrated_lufs", "_true_peak_db", b"_true_peak_db", "gain_db", b"gain_db", "integrated_lufs", b"integrated_lufs", "matches", b"matches", "max_gain_reduction_db", b"max_gain_reduction_db", "peak", b"peak", "true_peak_db", b"true_peak_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__integrated_lufs: _TypeAlias = _typing.Literal["integrated_lufs"]  # noqa: Y015
     _WhichOneofArgType__integrated_lufs: _TypeAlias = _typing.Literal["_integrated_lufs", b"_integrated_lufs"]  # noqa: Y015

@@ -47,11 +47,11 @@ class MixerServiceServicer:
     """
 
     def Mix(self, request_iterator, context):
-        """Mixes up to 16 aligned streams into one.
+        """Mixes up to 64 streams into one.
 
         The client sends the spec, then blocks of all inputs, then the end. Blocks of one input come in order and without
-        gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, ahead of
-        the one that has come least far. The server answers with the mix in order, each part as soon as half a second of
+        gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, or its share
+        of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix. The server answers with the mix in order, each part as soon as half a second of
         it is known (with loudness matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What
         comes out does not depend on how the inputs were cut into blocks. Read while writing: who does not read the mix
         is not read from.

@@ -34,11 +34,11 @@ class MixerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MixerServiceAsyncStub: ...
     Mix: _grpc.StreamStreamMultiCallable[_mixer_pb2.MixRequest, _mixer_pb2.MixResponse]
-    """Mixes up to 16 aligned streams into one.
+    """Mixes up to 64 streams into one.
 
     The client sends the spec, then blocks of all inputs, then the end. Blocks of one input come in order and without
-    gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, ahead of
-    the one that has come least far. The server answers with the mix in order, each part as soon as half a second of
+    gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, or its share
+    of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix. The server answers with the mix in order, each part as soon as half a second of
     it is known (with loudness matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What
     comes out does not depend on how the inputs were cut into blocks. Read while writing: who does not read the mix
     is not read from.
@@ -59,11 +59,11 @@ class MixerServiceAsyncStub(MixerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Mix: _aio.StreamStreamMultiCallable[_mixer_pb2.MixRequest, _mixer_pb2.MixResponse]  # type: ignore[assignment]
-    """Mixes up to 16 aligned streams into one.
+    """Mixes up to 64 streams into one.
 
     The client sends the spec, then blocks of all inputs, then the end. Blocks of one input come in order and without
-    gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, ahead of
-    the one that has come least far. The server answers with the mix in order, each part as soon as half a second of
+    gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, or its share
+    of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix. The server answers with the mix in order, each part as soon as half a second of
     it is known (with loudness matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What
     comes out does not depend on how the inputs were cut into blocks. Read while writing: who does not read the mix
     is not read from.
@@ -87,11 +87,11 @@ class MixerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_mixer_pb2.MixRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mixer_pb2.MixResponse], _abc.AsyncIterator[_mixer_pb2.MixResponse]]:
-        """Mixes up to 16 aligned streams into one.
+        """Mixes up to 64 streams into one.
 
         The client sends the spec, then blocks of all inputs, then the end. Blocks of one input come in order and without
-        gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, ahead of
-        the one that has come least far. The server answers with the mix in order, each part as soon as half a second of
+        gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, or its share
+        of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix. The server answers with the mix in order, each part as soon as half a second of
         it is known (with loudness matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What
         comes out does not depend on how the inputs were cut into blocks. Read while writing: who does not read the mix
         is not read from.
