@@ -1,6 +1,6 @@
-# make demo [SONG=path]   set up, start everything, give a song another voice, take it apart, say what it sounds like
-# make test               set up, run every test that needs no GPU
-# make fault              break everything, hundreds of times: half an hour (FAULT_SEED, FAULT_ROUNDS)
+# make demo [SONG=path] [STYLE=path]   set up, start everything; cover, separate, analyse and mix a song
+# make test                            set up, run every test that needs no GPU
+# make fault                           break everything, hundreds of times: half an hour (FAULT_SEED, FAULT_ROUNDS)
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml clients/python/pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m servers.local.demo --out "$(OUT)" $(if $(SONG),"$(SONG)")
+	$(BIN)/python -m servers.local.demo --out "$(OUT)" $(if $(STYLE),--style "$(STYLE)") $(if $(SONG),"$(SONG)")
 
 up: setup
 	$(BIN)/contrafact up

@@ -61,12 +61,22 @@ def write_song(
     Raises:
         ValueError: unknown extension or a length that is not positive.
     """
-    audio_format = AudioFormat(Path(path).suffix.lstrip(".").lower())
     stems = make_stems(seconds=seconds, sample_rate=sample_rate, seed=seed)
-    mix = np.sum(list(stems.values()), axis=0, dtype=np.float32)
-    encoder = Encoder(audio_format, sample_rate=sample_rate, channels=2, frames=mix.shape[1])
+    _write(path, np.sum(list(stems.values()), axis=0, dtype=np.float32), sample_rate)
+
+
+def write_stem(
+    path: str | os.PathLike[str], stem: str, *, seconds: float = 12.0, sample_rate: int = 44_100, seed: int = 0
+) -> None:
+    """Write one of :func:`make_stems`, as :func:`write_song` does with their sum."""
+    _write(path, make_stems(seconds=seconds, sample_rate=sample_rate, seed=seed)[stem], sample_rate)
+
+
+def _write(path: str | os.PathLike[str], samples: NDArray[np.float32], sample_rate: int) -> None:
+    audio_format = AudioFormat(Path(path).suffix.lstrip(".").lower())
+    encoder = Encoder(audio_format, sample_rate=sample_rate, channels=2, frames=samples.shape[1])
     with open(path, "wb") as file:
-        file.write(encoder.encode(mix))
+        file.write(encoder.encode(samples))
         file.write(encoder.finish())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contrafact import Client, CoverProgress, DataLoss, JobCancelled, JobFailed, JobHandle, Unavailable
+from contrafact import Client, DataLoss, JobCancelled, JobFailed, JobHandle, ResultProgress, Unavailable
 from contrafact.v1 import cover_pb2, job_pb2
 
 from tests.clients.faulty_peer import JOB, QUICK, TRACK, Wire, chunk, fault
@@ -86,7 +86,7 @@ async def test_saves_while_it_is_made(peer: VoicePeer, job: JobHandle, tmp_path:
     peer.streams = [[piece(DATA, 0, 1000), fault("UNAVAILABLE")], [piece(DATA, 1000, 3000), end(DATA)]]
     path, seen = tmp_path / "new" / "cover.flac", []
 
-    def progress(at: CoverProgress) -> None:
+    def progress(at: ResultProgress) -> None:
         seen.append((at.size_bytes, at.frames_ready, at.finished))
         assert at.path.exists() == at.finished
         assert at.finished or path.with_name("cover.flac.part").stat().st_size == at.size_bytes

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
-from contrafact import Client, CoverProgress, FailedPrecondition, JobCancelled, NotFound, SyncClient, Voice
+from contrafact import Client, FailedPrecondition, JobCancelled, NotFound, ResultProgress, SyncClient, Voice
 
 from servers.local import Stack
+from servers.media.synthetic import write_song
+from servers.platform.settings import Settings
+from servers.storage.database import connect, exclusive
 from tests.clients.command import contrafact, start
 
 pytestmark = pytest.mark.timeout(240)
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.timeout(240)
 async def test_a_cover_is_saved_while_it_is_made(
     real_client: Client, singer: Voice, song: Path, tmp_path: Path
 ) -> None:
-    seen: list[CoverProgress] = []
+    seen: list[ResultProgress] = []
     track = await real_client.upload(song)
     job = await real_client.cover(track, singer, semitones="auto", vocals_gain_db=3, pitch_method="swift-f0")
     path = await job.save_cover(tmp_path / "cover.flac", seen.append)
@@ -56,17 +59,19 @@ async def test_a_cover_is_deleted(real_client: Client, singer: Voice, song: Path
 
 
 async def test_a_voice_in_use_stays_and_a_cover_can_be_cancelled(
-    real_client: Client, singer: Voice, song: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    real_client: Client, singer: Voice, settings: Settings, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    long = tmp_path_factory.mktemp("long") / "song.flac"
-    samples, rate = soundfile.read(song, dtype="int16")
-    soundfile.write(long, np.tile(samples, (6, 1)), rate)
-    job = await real_client.cover(await real_client.upload(long), singer, format="wav")
-    with pytest.raises(FailedPrecondition):
-        await real_client.delete_voice(singer)
-    await job.cancel()
-    with pytest.raises(JobCancelled):
-        await job.save_cover(tmp_path / "c.wav")
+    new = tmp_path_factory.mktemp("new") / "song.flac"
+    write_song(new, seconds=20.0, seed=uuid.uuid4().int % 2**31)
+    track, pool = await real_client.upload(new), await connect(settings)
+    async with exclusive(pool, track.sha256):  # nothing made of it is published, so it does not end before
+        job = await real_client.cover(track, singer, format="wav")
+        with pytest.raises(FailedPrecondition):
+            await real_client.delete_voice(singer)
+        await job.cancel()
+        with pytest.raises(JobCancelled):
+            await job.save_cover(tmp_path / "c.wav")
+    await pool.close()
     assert list(tmp_path.iterdir()) == []
 
 

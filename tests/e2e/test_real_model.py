@@ -43,11 +43,11 @@ def median_pitch(audio: NDArray[np.float32]) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_demo(real_weights: Path, tmp_path: Path) -> None:
-    """``make demo`` without a song: makes one, covers and separates it, and says where the results are."""
+    """``make demo`` without a song: makes one, covers, separates and mixes it, and says where the results are."""
     command = [sys.executable, "-m", "servers.local.demo", "--out", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560, check=False)
     assert result.returncode == 0, result.stderr
-    assert f"the covers and the stems of song.flac are in {tmp_path}" in result.stdout
+    assert f"the covers, the stems and the mix of song.flac are in {tmp_path}" in result.stdout
     assert "the voice: " in result.stdout
     assert "first audio after" in result.stderr + result.stdout
     stems = {}
@@ -69,3 +69,10 @@ def test_demo(real_weights: Path, tmp_path: Path) -> None:
     sung = low - stems["instrumental"]
     assert median_pitch(sung) == pytest.approx(median_pitch(stems["vocals"]) / 2, rel=0.03)
     assert 0.5 < sung.std() / stems["vocals"].std() < 2
+    # Other drums at the same moments: the rest of the mix is the song's.
+    mixed = soundfile.read(tmp_path / "mix.flac", dtype="float32")[0].T
+    played = mixed - (stems["vocals"] + stems["bass"] + stems["other"])
+    assert played.shape == stems["drums"].shape
+    assert played.std() > 0.1 * stems["drums"].std()
+    loud = [np.abs(each).max(axis=0).reshape(-1, 882).max(axis=1) for each in (stems["drums"], played)]
+    assert np.corrcoef(*loud)[0, 1] > 0.5

@@ -71,9 +71,12 @@ def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
     columns = set(row.keys())  # a row is a sequence of values
     is_stem, is_mix = "stem" in columns, "rendered_job" in columns
     encoded = AudioFormat(row["format"])
-    name = f"{'mixes' if is_mix else 'covers'}/{row['id']}"
+    if is_stem:
+        name = f"{track}/stems/{stem_id(row)}"
+    else:
+        name = f"{'mixes' if is_mix else 'covers'}/{row['id']}"
     return artifact_pb2.Artifact(
-        name=f"{track}/stems/{stem_id(row)}" if is_stem else name,
+        name=name,
         stem=STEMS[row["stem"]] if is_stem else audio_pb2.STEM_KIND_UNSPECIFIED,
         loudness_lufs=None if is_stem else row["loudness"],
         true_peak_db=None if is_stem else row["true_peak"],

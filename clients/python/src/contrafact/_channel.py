@@ -18,8 +18,11 @@ from contrafact._retry import Retry
 from contrafact.v1.analysis_pb2_grpc import AnalysisServiceStub
 from contrafact.v1.cover_pb2_grpc import CoverServiceStub
 from contrafact.v1.job_pb2_grpc import JobServiceStub
+from contrafact.v1.mix_pb2_grpc import MixServiceStub
+from contrafact.v1.project_pb2_grpc import ProjectServiceStub
 from contrafact.v1.search_pb2_grpc import SearchServiceStub
 from contrafact.v1.stem_pb2_grpc import StemServiceStub
+from contrafact.v1.style_pb2_grpc import StyleServiceStub
 from contrafact.v1.track_pb2_grpc import TrackServiceStub
 from contrafact.v1.voice_pb2_grpc import VoiceServiceStub
 from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceStub
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from contrafact.v1.analysis_pb2_grpc import AnalysisServiceAsyncStub
     from contrafact.v1.cover_pb2_grpc import CoverServiceAsyncStub
     from contrafact.v1.job_pb2_grpc import JobServiceAsyncStub
+    from contrafact.v1.mix_pb2_grpc import MixServiceAsyncStub
+    from contrafact.v1.project_pb2_grpc import ProjectServiceAsyncStub
     from contrafact.v1.search_pb2_grpc import SearchServiceAsyncStub
     from contrafact.v1.stem_pb2_grpc import StemServiceAsyncStub
+    from contrafact.v1.style_pb2_grpc import StyleServiceAsyncStub
     from contrafact.v1.track_pb2_grpc import TrackServiceAsyncStub
     from contrafact.v1.voice_pb2_grpc import VoiceServiceAsyncStub
     from contrafact.v1.voice_pool_pb2_grpc import VoicePoolServiceAsyncStub
@@ -67,6 +73,9 @@ _IDEMPOTENT = {
     "contrafact.v1.SearchService": (
         "SearchTracks OrderTracks CreatePlaylist GetPlaylist ListPlaylists UpdatePlaylist ListPlaylistTracks"
     ),
+    "contrafact.v1.StyleService": "CreateStyle GetStyle ListStyles UpdateStyle ListGrains",
+    "contrafact.v1.ProjectService": "CreateProject GetProject ListProjects UpdateProject PrepareProject",
+    "contrafact.v1.MixService": "CreateMix GetMix ListMixes UpdateMix",
 }
 
 
@@ -214,6 +223,21 @@ class Connection:
     def searches(self) -> SearchServiceAsyncStub:
         """The stub of SearchService."""
         return SearchServiceStub(self.channel)
+
+    @property
+    def styles(self) -> StyleServiceAsyncStub:
+        """The stub of StyleService."""
+        return StyleServiceStub(self.channel)
+
+    @property
+    def projects(self) -> ProjectServiceAsyncStub:
+        """The stub of ProjectService."""
+        return ProjectServiceStub(self.channel)
+
+    @property
+    def mixes(self) -> MixServiceAsyncStub:
+        """The stub of MixService."""
+        return MixServiceStub(self.channel)
 
     async def connect(self, timeout: float) -> None:
         """Return when the server can be reached; Unavailable if it refuses or after ``timeout`` seconds."""

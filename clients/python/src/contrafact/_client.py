@@ -15,10 +15,12 @@ from contrafact._channel import Connection
 from contrafact._covers import CoverMethods
 from contrafact._download import Downloadable, download
 from contrafact._job import JobHandle
+from contrafact._mixes import MixMethods
 from contrafact._retry import Retry
 from contrafact._search import SearchMethods
 from contrafact._send import ByteProgress
 from contrafact._source import Uploadable, open_source
+from contrafact._styles import StyleMethods
 from contrafact._upload import upload
 from contrafact._voices import VoiceMethods
 from contrafact._watch import get_job
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class Client(VoiceMethods, CoverMethods, AnalysisMethods, SearchMethods):
+class Client(VoiceMethods, CoverMethods, AnalysisMethods, SearchMethods, StyleMethods, MixMethods):
     """A client of one Contrafact server. Use it in one event loop, and for as many calls at once as you like.
 
         async with Client() as client:
@@ -215,13 +217,14 @@ class Client(VoiceMethods, CoverMethods, AnalysisMethods, SearchMethods):
         *,
         progress: ByteProgress | None = None,
     ) -> Path:
-        """Download a stem, a cover, or the recording of a track, going on where it broke off.
+        """Download a stem, a cover, a mix, the preview of a style, or the recording of a track.
+
+        It goes on where it broke off.
 
         Args:
-            what: an artifact, a cover, a track, or the resource name of one.
-            path: where to; a folder that exists, or ends in a slash: there, under the last part of the stem's
-                or the cover's name, or under the track's display name. Until all bytes have arrived they are
-                in PATH.part.
+            what: an artifact, a cover, a mix, a track, or the resource name of one, or of a style.
+            path: where to; a folder that exists, or ends in a slash: there, under the last part of its name,
+                or under the track's display name. Until all bytes have arrived they are in PATH.part.
             progress: called with bytes received and bytes in all.
 
         Returns:

@@ -11,15 +11,15 @@ from typing import Any
 from contrafact import _words
 from contrafact._channel import Connection
 from contrafact._chunks import new_bytes
-from contrafact._errors import ContrafactError, Unavailable
+from contrafact._errors import ContrafactError, FailedPrecondition, Unavailable
 from contrafact._files import PartFile
 from contrafact._retry import Attempts
 from contrafact._send import ByteProgress
 from contrafact._source import base_name
-from contrafact.v1 import cover_pb2, stem_pb2, track_pb2, voice_pb2
+from contrafact.v1 import cover_pb2, mix_pb2, stem_pb2, style_pb2, track_pb2, voice_pb2
 from contrafact.v1.artifact_pb2 import Artifact
 
-Downloadable = Artifact | track_pb2.Track | cover_pb2.Cover
+Downloadable = Artifact | track_pb2.Track | cover_pb2.Cover | mix_pb2.Mix
 Opener = Callable[[int], tuple[Any, Any]]
 """Given an offset, the method that streams chunks from there on, and its request."""
 
@@ -28,14 +28,34 @@ async def find(connection: Connection, what: str | Downloadable) -> Artifact | t
     """Return the artifact or the track of a resource name."""
     if isinstance(what, cover_pb2.Cover):
         return what.artifact
+    if isinstance(what, mix_pb2.Mix):
+        return _artifact(what)
     if not isinstance(what, str):
         return what
+    if what.startswith("mixes/"):
+        mix = mix_pb2.GetMixRequest(name=what)
+        return _artifact((await connection.unary(connection.mixes.GetMix, mix)).mix)
+    if what.startswith("styles/"):
+        style = style_pb2.GetStyleRequest(name=what)
+        return _preview((await connection.unary(connection.styles.GetStyle, style)).style)
     if what.startswith("covers/"):
         cover = cover_pb2.GetCoverRequest(name=what)
         return (await connection.unary(connection.covers.GetCover, cover)).cover.artifact
     if "/stems/" in what:
         return (await connection.unary(connection.stems.GetStem, stem_pb2.GetStemRequest(name=what))).stem
     return (await connection.unary(connection.tracks.GetTrack, track_pb2.GetTrackRequest(name=what))).track
+
+
+def _artifact(mix: mix_pb2.Mix) -> Artifact:
+    if not mix.HasField("artifact"):
+        raise FailedPrecondition("the mix was not rendered yet", reason="MIX_NOT_READY")
+    return mix.artifact
+
+
+def _preview(style: style_pb2.Style) -> Artifact:
+    if not style.HasField("preview"):
+        raise FailedPrecondition("the grains of the style were not cut yet", reason="STYLE_NOT_READY")
+    return style.preview
 
 
 async def download(
@@ -47,7 +67,7 @@ async def download(
     """Download an artifact or a track; see :meth:`contrafact.Client.download`."""
     found = await find(connection, what)
     name = base_name(found.name if isinstance(found, Artifact) else found.display_name)
-    if found.name.startswith("covers/") and isinstance(found, Artifact):
+    if found.name.startswith(("covers/", "mixes/", "styles/")) and isinstance(found, Artifact):
         name += f".{_words.extension(found.format)}"
     file = PartFile(_path(place, name))
     with contextlib.closing(file):
@@ -84,9 +104,14 @@ def _path(place: str | os.PathLike[str], name: str) -> Path:
 
 
 def _opener(connection: Connection, name: str) -> Opener:
-    """Return how a track, a stem or a cover is streamed."""
+    """Return how a track, a stem, a cover, a mix or the preview of a style is streamed."""
 
     def opener(offset: int) -> tuple[Any, Any]:
+        if name.startswith("mixes/"):
+            return connection.mixes.DownloadMix, mix_pb2.DownloadMixRequest(name=name, offset=offset)
+        if name.startswith("styles/"):
+            preview = style_pb2.DownloadStylePreviewRequest(name=name, offset=offset)
+            return connection.styles.DownloadStylePreview, preview
         if name.startswith("covers/"):
             cover = cover_pb2.DownloadCoverRequest(name=name, offset=offset)
             return connection.covers.DownloadCover, cover

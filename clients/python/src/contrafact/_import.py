@@ -6,11 +6,9 @@ import contextlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
-from contrafact._channel import Connection, upload_deadline
+from contrafact._channel import Connection
 from contrafact._chunks import source_chunks
-from contrafact._errors import ContrafactError
-from contrafact._retry import UPLOAD_RESUMABLE, Attempts
-from contrafact._send import ByteProgress, reporter, send
+from contrafact._send import ByteProgress, reporter, send_sources
 from contrafact._source import Source, Uploadable, open_source
 from contrafact.v1 import voice_pb2
 from contrafact.v1.voice_pb2_grpc import VoiceServiceStub
@@ -85,22 +83,17 @@ async def send_import(
     progress: ByteProgress | None = None,
 ) -> voice_pb2.Voice:
     """Send specification, files and end; all again, under the same id, whenever the stream breaks."""
-    attempts = Attempts(connection, UPLOAD_RESUMABLE)
-    sizes = [source.size for _, source in files]
+    sources = [source for _, source in files]
+    sizes = [source.size for source in sources]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    while True:
-        try:
-            response: voice_pb2.ImportVoiceResponse = await send(
-                VoiceServiceStub(connection.blocking_channel).ImportVoice,
-                _messages(spec, files, total, reporter(progress)),
-                connection.metadata(),
-                upload_deadline(total),
-            )
-            return response.voice
-        except ContrafactError as error:
-            if not all(source.seekable for _, source in files):
-                raise
-            await attempts.failed(error)
+    report = reporter(progress)
+    response: voice_pb2.ImportVoiceResponse = await send_sources(
+        connection,
+        lambda: VoiceServiceStub(connection.blocking_channel).ImportVoice,
+        lambda: _messages(spec, files, total, report),
+        sources,
+    )
+    return response.voice
 
 
 def _messages(

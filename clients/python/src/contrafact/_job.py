@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
 from contrafact._channel import Connection
-from contrafact._cover_stream import CoverProgress, save_cover, stream_cover
 from contrafact._errors import Unavailable
+from contrafact._result_stream import COVER, MIX, ResultProgress, save_result, stream_result
 from contrafact._stems import StemProgress, save_live, start_positions, stream_stems
 from contrafact._watch import FINAL, get_job, succeeded, watch
-from contrafact.v1 import cover_pb2, job_pb2, stem_pb2
+from contrafact.v1 import cover_pb2, job_pb2, mix_pb2, stem_pb2
 
 
 class JobHandle:
@@ -142,12 +142,14 @@ class JobHandle:
             JobCancelled: it was cancelled.
             DataLoss: bytes arrived damaged, or do not belong to what came before ``offset``.
         """
-        async with contextlib.aclosing(stream_cover(self._connection, self.name, offset)) as responses:
+        async with contextlib.aclosing(
+            stream_result(self._connection, COVER, self.name, offset)
+        ) as responses:
             async for response in responses:
                 yield response
 
     async def save_cover(
-        self, path: str | os.PathLike[str], progress: Callable[[CoverProgress], None] | None = None
+        self, path: str | os.PathLike[str], progress: Callable[[ResultProgress], None] | None = None
     ) -> Path:
         """Write the cover to a file while it is being made.
 
@@ -164,4 +166,16 @@ class JobHandle:
             DataLoss: bytes arrived damaged.
             OSError: the file cannot be written.
         """
-        return await save_cover(self._connection, self.name, Path(path), progress)
+        return await save_result(self._connection, COVER, self.name, Path(path), progress)
+
+    async def stream_mix(self, offset: int = 0) -> AsyncGenerator[mix_pb2.StreamMixResponse, None]:
+        """Yield the bytes of the mix while it is being rendered; as :meth:`stream_cover` does of a cover."""
+        async with contextlib.aclosing(stream_result(self._connection, MIX, self.name, offset)) as responses:
+            async for response in responses:
+                yield response
+
+    async def save_mix(
+        self, path: str | os.PathLike[str], progress: Callable[[ResultProgress], None] | None = None
+    ) -> Path:
+        """Write the mix to a file while it is being rendered; as :meth:`save_cover` does with a cover."""
+        return await save_result(self._connection, MIX, self.name, Path(path), progress)

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any
 
 from contrafact._analysis import track_name
-from contrafact._channel import Connection, upload_deadline
+from contrafact._channel import Connection
 from contrafact._chunks import source_chunks
 from contrafact._errors import ContrafactError
-from contrafact._retry import UPLOAD_RESUMABLE, Attempts
-from contrafact._send import send
+from contrafact._retry import Attempts
+from contrafact._send import send_sources
 from contrafact._source import Source, Uploadable, open_source
 from contrafact.v1 import search_pb2
 from contrafact.v1.analysis_pb2 import Embedding
@@ -121,22 +121,15 @@ class SearchMethods:
         """
         spec = search_pb2.ClipSpec(start_seconds=start, seconds=seconds)
         source = open_source(what, "clip")
-        attempts = Attempts(self._connection, UPLOAD_RESUMABLE)
         try:
             await source.measure()
-            while True:
-                try:
-                    response: search_pb2.EmbedClipResponse = await send(
-                        SearchServiceStub(self._connection.blocking_channel).EmbedClip,
-                        _clip_messages(spec, source),
-                        self._connection.metadata(),
-                        upload_deadline(source.size),
-                    )
-                    return response.embedding
-                except ContrafactError as error:
-                    if not source.seekable:
-                        raise
-                    await attempts.failed(error)
+            response: search_pb2.EmbedClipResponse = await send_sources(
+                self._connection,
+                lambda: SearchServiceStub(self._connection.blocking_channel).EmbedClip,
+                lambda: _clip_messages(spec, source),
+                [source],
+            )
+            return response.embedding
         finally:
             source.close()
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from contrafact._errors import from_rpc
+from contrafact._channel import Connection, upload_deadline
+from contrafact._errors import ContrafactError, from_rpc
+from contrafact._retry import UPLOAD_RESUMABLE, Attempts
+from contrafact._source import Source
 
 ByteProgress = Callable[[int, int | None], None]
 """Called with the bytes done so far and how many there are in all; None when unknown."""
@@ -72,6 +75,32 @@ async def send(method: Any, messages: Iterator[Any], metadata: tuple[str, Any], 
     if outgoing.failure is not None:
         raise outgoing.failure
     raise from_rpc(error, request_id)
+
+
+async def send_sources(
+    connection: Connection,
+    method: Callable[[], Any],
+    messages: Callable[[], Iterator[Any]],
+    sources: Sequence[Source],
+) -> Any:
+    """Send messages that are made of sources; all of them again, whenever the stream breaks.
+
+    Args:
+        connection: to the server.
+        method: gives a method of a stub on the connection's blocking channel.
+        messages: makes them, from the beginning. The same ones must do the same.
+        sources: what they are made of, measured.
+    """
+    attempts = Attempts(connection, UPLOAD_RESUMABLE)
+    sizes = [source.size for source in sources]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    while True:
+        try:
+            return await send(method(), messages(), connection.metadata(), upload_deadline(total))
+        except ContrafactError as error:
+            if not all(source.seekable for source in sources):
+                raise
+            await attempts.failed(error)
 
 
 def reporter(progress: ByteProgress | None) -> ByteProgress:

@@ -16,6 +16,7 @@ from contrafact._source import Uploadable
 from contrafact._sync_analysis import SyncAnalysisMethods
 from contrafact._sync_job import SyncJob
 from contrafact._sync_loop import Loop
+from contrafact._sync_mixes import SyncMixMethods
 from contrafact._sync_voices import SyncVoiceMethods
 from contrafact.v1 import job_pb2, track_pb2
 from contrafact.v1.artifact_pb2 import Artifact
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class SyncClient(SyncVoiceMethods, SyncAnalysisMethods):
+class SyncClient(SyncVoiceMethods, SyncAnalysisMethods, SyncMixMethods):
     """:class:`contrafact.Client` with blocking methods, safe to use from any thread.
 
         with SyncClient() as client:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from contrafact._cover_stream import CoverProgress
 from contrafact._job import JobHandle
+from contrafact._result_stream import ResultProgress
 from contrafact._stems import StemProgress
 from contrafact._sync_loop import Loop
-from contrafact.v1 import cover_pb2, job_pb2, stem_pb2
+from contrafact.v1 import cover_pb2, job_pb2, mix_pb2, stem_pb2
 
 
 class SyncJob:
@@ -63,7 +63,17 @@ class SyncJob:
         return self._loop.iterate(self._handle.stream_cover(offset))
 
     def save_cover(
-        self, path: str | os.PathLike[str], progress: Callable[[CoverProgress], None] | None = None
+        self, path: str | os.PathLike[str], progress: Callable[[ResultProgress], None] | None = None
     ) -> Path:
         """See :meth:`contrafact.JobHandle.save_cover`; ``progress`` is called in the client's thread."""
         return self._loop.run(self._handle.save_cover(path, progress))
+
+    def stream_mix(self, offset: int = 0) -> Iterator[mix_pb2.StreamMixResponse]:
+        """See :meth:`contrafact.JobHandle.stream_mix`."""
+        return self._loop.iterate(self._handle.stream_mix(offset))
+
+    def save_mix(
+        self, path: str | os.PathLike[str], progress: Callable[[ResultProgress], None] | None = None
+    ) -> Path:
+        """See :meth:`contrafact.JobHandle.save_mix`; ``progress`` is called in the client's thread."""
+        return self._loop.run(self._handle.save_mix(path, progress))

@@ -9,7 +9,11 @@ from contrafact.v1 import (
     analysis_pb2,
     audio_pb2,
     conversion_pb2,
+    grain_pb2,
     job_pb2,
+    mix_pb2,
+    project_pb2,
+    style_pb2,
     track_pb2,
     voice_pb2,
     voice_pool_pb2,
@@ -39,6 +43,12 @@ _MARKS = _words(track_pb2.Mark, "MARK_")
 _FEATURES = _words(analysis_pb2.Feature, "FEATURE_")
 _ITEM_STATES = _words(analysis_pb2.ScanItem.State, "STATE_")
 _SCAN_STATES = _words(analysis_pb2.ScanState, "SCAN_STATE_")
+_SEGMENTATIONS = _words(grain_pb2.Segmentation, "SEGMENTATION_")
+_ENVELOPES = _words(grain_pb2.Envelope, "ENVELOPE_")
+_NORMALIZATIONS = _words(job_pb2.Normalization, "NORMALIZATION_")
+_STYLE_STATES = _words(style_pb2.StyleState, "STYLE_STATE_")
+_PROJECT_STATES = _words(project_pb2.ProjectState, "PROJECT_STATE_")
+_MIX_STATES = _words(mix_pb2.MixState, "MIX_STATE_")
 _WARMTH = _words(voice_pb2.Warmth, "WARMTH_")
 
 
@@ -171,3 +181,36 @@ def item_state_word(value: int) -> str:
 def scan_state_word(value: int) -> str:
     """Return the word of a ScanState."""
     return _word(_SCAN_STATES, value)
+
+
+def segmentation(word: str) -> grain_pb2.Segmentation.ValueType:
+    """Return the Segmentation of "whole", "onsets" or "fixed", or of "" the server's; else ValueError."""
+    value: grain_pb2.Segmentation.ValueType = _value({**_SEGMENTATIONS, "": 0}, word, "segmentation")
+    return value
+
+
+def envelope(word: str) -> grain_pb2.Envelope.ValueType:
+    """Return the Envelope of "exponential", "linear", "hann", "adsr" or "", the server's; else ValueError."""
+    value: grain_pb2.Envelope.ValueType = _value({**_ENVELOPES, "": 0}, word, "envelope")
+    return value
+
+
+def normalization(word: str) -> job_pb2.Normalization.ValueType:
+    """Return the Normalization of "limit", "none", "peak", "lufs" or "" (the server's); else ValueError."""
+    value: job_pb2.Normalization.ValueType = _value({**_NORMALIZATIONS, "": 0}, word, "normalization")
+    return value
+
+
+def style_state_word(value: int) -> str:
+    """Return the word of a StyleState."""
+    return _word(_STYLE_STATES, value)
+
+
+def project_state_word(value: int) -> str:
+    """Return the word of a ProjectState."""
+    return _word(_PROJECT_STATES, value)
+
+
+def mix_state_word(value: int) -> str:
+    """Return the word of a MixState."""
+    return _word(_MIX_STATES, value)

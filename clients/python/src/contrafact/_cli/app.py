@@ -12,16 +12,20 @@ from contrafact._cli import (
     cover,
     covers,
     jobs,
+    mix,
+    mixes,
+    projects,
     scans,
     search,
     separate,
     stems,
+    styles,
     tracks,
     voices,
 )
 from contrafact._cli.plugins import LazyGroup
 
-HELP = """Take music apart, give it other voices, find it by its sound.
+HELP = """Take music apart, give it other voices and other sounds, find it by its sound.
 
 The server is found at --address or $CONTRAFACT_ADDRESS, else 127.0.0.1:50051. A token is read from
 $CONTRAFACT_TOKEN.
@@ -43,6 +47,7 @@ def build() -> Any:
     app = typer.Typer(cls=LazyGroup, help=HELP, no_args_is_help=True, add_completion=False)
     app.command("separate")(separate.separate)
     app.command("cover")(cover.cover)
+    app.command("mix")(mix.mix)
     app.command("convert")(convert.convert)
     app.command("analyze")(analyze.analyze)
     app.command("scan")(scans.scan)
@@ -53,6 +58,9 @@ def build() -> Any:
     app.add_typer(stems.app, name="stems")
     app.add_typer(voices.app, name="voices")
     app.add_typer(covers.app, name="covers")
+    app.add_typer(styles.app, name="styles")
+    app.add_typer(projects.app, name="projects")
+    app.add_typer(mixes.app, name="mixes")
     app.add_typer(scans.app, name="scans")
     app.add_typer(search.app, name="playlists")
     app.command("version")(version)

@@ -19,8 +19,8 @@ from contrafact._cli.running import run
 
 if TYPE_CHECKING:
     from contrafact._client import Client
-    from contrafact._cover_stream import CoverProgress
     from contrafact._job import JobHandle
+    from contrafact._result_stream import ResultProgress
     from contrafact.v1.track_pb2 import Track
 
 FORMATS = ("flac", "wav", "mp3", "opus")
@@ -138,9 +138,9 @@ async def carry_out(client: Client, order: Order, show: Reporter) -> None:
     job = await client.cover(track, voice, **order.settings)
     show.about("job", job.job)
 
-    def saved(progress: CoverProgress) -> None:
+    def saved(progress: ResultProgress) -> None:
         clock.heard(progress.frames_ready)
-        show.cover(progress)
+        show.result("cover", progress)
 
     async with cancelling(job, show):
         if order.path is None:

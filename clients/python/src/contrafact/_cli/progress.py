@@ -14,7 +14,7 @@ from contrafact._cli.output import as_json, json_line, size
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from contrafact._cover_stream import CoverProgress
+    from contrafact._result_stream import ResultProgress
     from contrafact._stems import StemProgress
     from contrafact.v1.job_pb2 import JobEvent
 
@@ -34,8 +34,8 @@ class Reporter(Protocol):
     def stem(self, progress: StemProgress) -> None:
         """More of a stem is on disk."""
 
-    def cover(self, progress: CoverProgress) -> None:
-        """More of a cover is on disk."""
+    def result(self, what: str, progress: ResultProgress) -> None:
+        """More of a cover or a mix is on disk."""
 
     def note(self, text: str, **facts: Any) -> None:
         """Something that the user should know."""
@@ -75,11 +75,11 @@ class JsonLines:
             }
         )
 
-    def cover(self, progress: CoverProgress) -> None:
-        """{"event": "cover", "path", "bytes", "frames_ready", "finished"}."""
+    def result(self, what: str, progress: ResultProgress) -> None:
+        """{"event": "cover" | "mix", "path", "bytes", "frames_ready", "finished"}."""
         json_line(
             {
-                "event": "cover",
+                "event": what,
                 "path": str(progress.path),
                 "bytes": progress.size_bytes,
                 "frames_ready": progress.frames_ready,
@@ -147,7 +147,7 @@ class Plain:
         if progress.finished:
             self.note(f"{progress.stem} is finished")
 
-    def cover(self, progress: CoverProgress) -> None:
+    def result(self, what: str, progress: ResultProgress) -> None:
         """Keep quiet: there is only one, and its end is told."""
 
     def note(self, text: str, **facts: Any) -> None:
