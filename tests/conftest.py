@@ -49,7 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, temporary_folder: Path) -> I
         model_repository=FAKE_MODELS,
         weights=False,
         environment={
-            "CONTRAFACT_UPLOAD_IDLE_SECONDS": "2",
+            "CONTRAFACT_UPLOAD_IDLE_SECONDS": "5",
             "CONTRAFACT_MAX_UPLOAD_BYTES": "30000000",
             "CONTRAFACT_TEMPORARY_FOLDER": str(temporary_folder),
         },

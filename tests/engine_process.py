@@ -35,7 +35,7 @@ class EngineProcess:
             f"CONTRAFACT_{self.name.upper()}_PORT": str(port),
             "CONTRAFACT_METRICS_PORT": str(metrics_port),
             "CONTRAFACT_LOG_LEVEL": "debug",
-            "CONTRAFACT_DRAIN_SECONDS": "1",
+            "CONTRAFACT_DRAIN_SECONDS": "20",
             **{f"CONTRAFACT_{name.upper()}": str(value) for name, value in settings.items()},
         }
 
@@ -82,3 +82,9 @@ class AnalyzerProcess(EngineProcess):
     """A running ``python -m servers.analyzer``."""
 
     name = "analyzer"
+
+
+class GrainsProcess(EngineProcess):
+    """A running ``python -m servers.grains``."""
+
+    name = "grains"

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from servers.analyzer.embedding import EmbeddingFeature
 from servers.analyzer.envelope import EnvelopeFeature
-from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.key import KeyFeature
 from servers.analyzer.loudness import LoudnessFeature
-from servers.analyzer.mono import Mono
 from servers.analyzer.onsets import find_onsets
 from servers.analyzer.pitch import Method, PitchFeature
 from servers.analyzer.quality import QualityFeature
@@ -27,6 +25,8 @@ from servers.analyzer.stereo import StereoFeature
 from servers.analyzer.tempo import find_tempo
 from servers.analyzer.unknown import Unknown
 from servers.analyzer.waveform import WaveformFeature
+from servers.media.frames import Framer, power_spectra
+from servers.media.mono import Mono
 from servers.media.resample import Resampler
 
 Samples = NDArray[np.float32]

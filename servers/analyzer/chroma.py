@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from servers.analyzer.frames import Framer, power_spectra
+from servers.media.frames import Framer, power_spectra
 
 Samples = NDArray[np.float32]
 Values = NDArray[np.float64]

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.logspectrum import (
     FFT_LENGTH,
     FRAMES_PER_SECOND,
@@ -22,6 +21,7 @@ from servers.analyzer.logspectrum import (
 )
 from servers.analyzer.signal_model import DIMENSIONS, MODEL, embed
 from servers.analyzer.unknown import Unknown
+from servers.media.frames import Framer, power_spectra
 
 _HOP_FRAMES = 216
 _PITCH_RATIO = PITCH_HOP // HOP

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from servers.analyzer import mel
+from servers.media import mel
 
 Samples = NDArray[np.float32]
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from swift_f0 import core as swift_f0
 
 from servers.analyzer.contour import Contour
-from servers.analyzer.reference import librosa
 from servers.analyzer.unknown import Unknown
+from servers.media.reference import librosa
 
 Samples = NDArray[np.float32]
 Method = Literal["swift-f0", "pyin"]

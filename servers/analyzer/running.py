@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,8 +22,9 @@ from servers.analyzer.messages import responses
 from servers.analyzer.pitch import Method
 from servers.analyzer.version import ANALYZER
 from servers.platform.errors import ApiError, invalid
-from servers.platform.slots import INTERACTIVE, Slots
-from servers.platform.tasks import stopped, to_the_end, together
+from servers.platform.slots import INTERACTIVE
+from servers.platform.tasks import stopped, together
+from servers.platform.turns import Turns
 
 T = TypeVar("T")
 
@@ -41,37 +41,6 @@ class _End:
     """Of the responses, with what ended them if it was an error."""
 
     error: Exception | None
-
-
-class Turns:
-    """Threads in which the steps of all analyses are made, the most urgent first.
-
-    Args:
-        threads: steps at once.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._slots = Slots("analyzer", threads)
-        self._threads = ThreadPoolExecutor(threads, "analysis")
-
-    async def step(self, priority: int, first: bool, work: Callable[..., T], *args: Any) -> T:
-        """Do ``work`` when it is its turn. Once it has begun, it is waited for, whatever happens.
-
-        Args:
-            priority: INTERACTIVE or BACKGROUND.
-            first: whether it goes before other steps of its priority.
-            work: a function, and its arguments.
-        """
-
-        async def in_a_thread() -> T:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-
-        async with self._slots.hold(priority, first=first):
-            return await to_the_end(in_a_thread())
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False)
 
 
 class Running:

@@ -10,10 +10,11 @@ import grpc
 from contrafact.engine.v1 import analyzer_pb2_grpc
 from contrafact.engine.v1.analyzer_pb2 import AnalyzeRequest, AnalyzeResponse
 
-from servers.analyzer.running import Running, Turns
+from servers.analyzer.running import Running
 from servers.platform.errors import ApiError, invalid
 from servers.platform.interceptors import Context
 from servers.platform.slots import BACKGROUND
+from servers.platform.turns import Turns
 
 MAX_ANALYSES = 32
 """At once. Each may hold 34 MB of mono audio when a person waits, 4 MB when nobody does, and what its features keep."""

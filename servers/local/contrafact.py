@@ -10,7 +10,7 @@ from pathlib import Path
 from servers.local.health import serving
 from servers.local.process import Command, tail
 
-ENGINES = ("mixer", "analyzer")
+ENGINES = ("mixer", "analyzer", "grains")
 ROOT = Path(__file__).resolve().parents[2]
 _READY = ('"event": "ready"', '"event":"ready"')
 

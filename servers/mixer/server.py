@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from itertools import islice
 
 import grpc
 import numpy as np
 from contrafact.engine.v1 import mixer_pb2, mixer_pb2_grpc
 
-from servers.mixer.mixing import Mixing, Refused, Samples
+from servers.mixer.mixing import Mixing, Refused
 from servers.platform.errors import ApiError, invalid
 from servers.platform.interceptors import Context
 
 MAX_MIXES = 32
-"""At once. Each may hold a minute of 16 inputs: 340 MB at 44.1 kHz, 540 MB at most."""
+"""At once. Each may hold a minute of its inputs: 340 MB of 16 at 44.1 kHz, 540 MB at most."""
+_AT_ONCE = 8
+"""Pieces of the mix that are made before they are sent: without inputs that are heard, hours may be ready at once."""
 _FLOAT = np.dtype("<f4")
 
 
@@ -47,35 +50,59 @@ async def _mix(requests: AsyncIterator[mixer_pb2.MixRequest]) -> AsyncGenerator[
     first = await anext(requests, None)
     if first is None or not first.HasField("spec"):
         raise invalid("SPEC_MISSING", "the first message must be the spec")
-    mixing, channels = Mixing(first.spec), first.spec.channels
-    async for request in requests:
+    try:
+        mix = _Mix(first.spec)
+    except ValueError as error:
+        raise invalid("INVALID_FIELD", str(error), "spec.inputs") from error
+    block: mixer_pb2.InputBlock | None = None
+    while True:
+        more = True
+        while more:
+            more, responses = await asyncio.to_thread(mix.step, block)
+            block = None
+            for response in responses:
+                yield response
+        # Reading goes on when these are written: a caller that does not read is not read from.
+        request = await anext(requests, None)
+        if request is None:
+            raise invalid("STREAM_BROKEN", "the stream ended without an end message")
         if request.HasField("spec"):
             raise invalid("SPEC_REPEATED", "there is one spec, in the first message")
         if request.HasField("end"):
             break
-        # Reading goes on when these are written: a caller that does not read is not read from.
-        for response in await asyncio.to_thread(_add, mixing, channels, request.block):
-            yield response
-    else:
-        raise invalid("STREAM_BROKEN", "the stream ended without an end message")
-    yield mixer_pb2.MixResponse(report=mixing.report())
+        block = request.block
+    yield mixer_pb2.MixResponse(report=mix.report())
 
 
-def _add(mixing: Mixing, channels: int, block: mixer_pb2.InputBlock) -> list[mixer_pb2.MixResponse]:
-    """Take in one block; what can be answered then."""
-    if len(block.samples) % (channels * _FLOAT.itemsize):
-        message = f"{len(block.samples)} bytes are no whole number of frames of {channels} channels"
-        raise Refused("WRONG_SIZE", message, "samples")
-    mixing.add(block.input, block.start, np.frombuffer(block.samples, _FLOAT).reshape(channels, -1))
-    responses, start = [], mixing.position
-    for samples in mixing.mixed():
-        responses.append(mixer_pb2.MixResponse(block=mixer_pb2.MixedBlock(start=start, samples=_bytes(samples))))
-        start = mixing.position
-    return responses
+class _Mix:
+    """One mix: blocks in, responses out."""
 
+    def __init__(self, spec: mixer_pb2.MixSpec) -> None:
+        self._mixing = Mixing(spec)
+        self._pieces = self._mixing.mixed()
+        self._silent = spec.measure_only
+        self.report = self._mixing.report
 
-def _bytes(samples: Samples) -> bytes:
-    return samples.astype(_FLOAT, copy=False).tobytes()
+    def step(self, block: mixer_pb2.InputBlock | None) -> tuple[bool, list[mixer_pb2.MixResponse]]:
+        """Take in a block, if there is one, and mix some of what is ready: whether there may be more, and answers."""
+        if block is not None:
+            self._add(block)
+            self._pieces = self._mixing.mixed()
+        count, responses, start = 0, [], self._mixing.position
+        for samples in islice(self._pieces, _AT_ONCE):
+            if not self._silent:
+                mixed = mixer_pb2.MixedBlock(start=start, samples=samples.astype(_FLOAT, copy=False).tobytes())
+                responses.append(mixer_pb2.MixResponse(block=mixed))
+            start = self._mixing.position
+            count += 1
+        return count == _AT_ONCE, responses
+
+    def _add(self, block: mixer_pb2.InputBlock) -> None:
+        channels, data = self._mixing.channels(block.input), block.samples
+        if len(data) % (channels * _FLOAT.itemsize):
+            message = f"{len(data)} bytes are no whole number of frames of {channels} channels"
+            raise Refused("WRONG_SIZE", message, "samples")
+        self._mixing.add(block.input, block.start, np.frombuffer(data, _FLOAT).reshape(channels, -1))
 
 
 def _refusal(error: Refused) -> ApiError:

@@ -18,6 +18,7 @@ from servers.orchestrator.analyses.partial import PartialAnalyses
 from servers.orchestrator.analyses.store import AnalysisStore
 from servers.orchestrator.engines.analyzer import Analyzer
 from servers.orchestrator.engines.embedder import LearnedEmbeddings
+from servers.orchestrator.engines.grains import Grains
 from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.jobs.chores import Chores
 from servers.orchestrator.jobs.events import JobEvents
@@ -33,10 +34,13 @@ from servers.orchestrator.pipelines.analyze import AnalyzePipeline
 from servers.orchestrator.pipelines.cover import CoverPipeline
 from servers.orchestrator.pipelines.cover_stream import Engines
 from servers.orchestrator.pipelines.importing import ImportPipeline
+from servers.orchestrator.pipelines.mix import MixPipeline
 from servers.orchestrator.pipelines.recordings import Recordings
 from servers.orchestrator.pipelines.separate import SeparatePipeline
 from servers.orchestrator.pipelines.stems import Stems
+from servers.orchestrator.pipelines.style import StylePipeline
 from servers.orchestrator.scans.feeder import chores as scan_chores
+from servers.orchestrator.styles.libraries import Libraries
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.reconcile import VoiceReconciler
 from servers.orchestrator.voices.store import VoiceStore
@@ -74,6 +78,7 @@ async def work(config: Settings) -> None:
         await stack.enter_async_context(VoiceReconciler(pool, objects, voice_store, voice_model, reports, config))
         mixer = await stack.enter_async_context(Mixer(config))
         analyzer = await stack.enter_async_context(Analyzer(config))
+        grains = await stack.enter_async_context(Grains(config))
         separator, converter = Separator(triton, keeper, config), Converter(triton, voice_keeper, config)
         embeddings = None
         if config.embedding_model != EMBEDDINGS:
@@ -96,6 +101,10 @@ async def work(config: Settings) -> None:
             ),
             "ANALYZE": AnalyzePipeline(pool, recordings, analyses, PartialAnalyses(redis), analyzer, embeddings),
             "IMPORT": ImportPipeline(pool, objects, config),
+            "STYLE": StylePipeline(pool, objects, recordings, grains),
+            "MIX": MixPipeline(
+                pool, objects, recordings, mixer, grains, Libraries(pool, objects, redis, config), config
+            ),
         }
         load = await stack.enter_async_context(Load(pool, config, export=True))
         work = [

@@ -40,6 +40,9 @@ RESUMED_SECONDS = Counter(
 )
 SEGMENT_RETRIES = Counter("contrafact_segment_retries_total", "Segments sent again.", ["model", "reason"])
 MODEL_RECOVERIES = Counter("contrafact_model_recoveries_total", "Dead models unloaded and loaded.", ["model"])
+MIX_PARTS = Counter(
+    "contrafact_mix_parts_total", "Parts of mixes that were made, or were there already.", ["part", "outcome"]
+)
 VOICE_IMPORTS = Counter("contrafact_voice_imports_total", "Imports of voices that ended.", ["reason"])
 VOICE_POOL_VOICES = Gauge("contrafact_voice_pool_voices", "Voices in the pool.", ["state"])
 VOICE_POOL_BYTES = Gauge("contrafact_voice_pool_bytes", "Memory of the voices in the pool.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servers.analyzer.reference import librosa
+from servers.media.reference import librosa
 from tests.engine_process import AnalyzerProcess
 
 librosa()  # before tests import it: no two of their processes at once

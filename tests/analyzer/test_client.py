@@ -157,7 +157,7 @@ async def test_the_server_dies(spare_analyzer: AnalyzerProcess, source: type) ->
 
 
 async def test_a_server_that_hangs_is_noticed(spare_analyzer: AnalyzerProcess) -> None:
-    async with Analyzer(spare_analyzer.settings, idle_seconds=3.0) as client:
+    async with Analyzer(spare_analyzer.settings, idle_seconds=5.0) as client:
         analysis = client.analyze(LONG, endless())
         assert (await anext(analysis)).HasField("progress")
         os.kill(spare_analyzer.child.pid, signal.SIGSTOP)
@@ -175,12 +175,12 @@ async def test_a_server_that_hangs_is_noticed(spare_analyzer: AnalyzerProcess) -
 
 async def test_neither_a_slow_input_nor_long_work_is_a_failure(analyzer: AnalyzerProcess) -> None:
     async def slow() -> AsyncIterator[Block]:
-        async for block in blocks(band(2)):
-            await asyncio.sleep(4.0)
+        async for block in blocks(SECOND):
+            await asyncio.sleep(7.0)
             yield block
 
-    async with Analyzer(analyzer.settings, idle_seconds=3.0) as client:
-        await collected(client.analyze(spec_of(band(2)), slow()))
+    async with Analyzer(analyzer.settings, idle_seconds=5.0) as client:
+        await collected(client.analyze(spec_of(SECOND), slow()))
         long, pitch = band(60, channels=1), next(number for number, name in ALL.items() if name == "PITCH")
         # Many at once, none of which knows anything for seconds.
         await asyncio.gather(

@@ -11,9 +11,9 @@ import soundfile
 import soxr
 
 from servers.analyzer.embedding import EmbeddingFeature, Embeddings
-from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.logspectrum import FFT_LENGTH, HOP, RATE, Samples
 from servers.analyzer.unknown import Unknown
+from servers.media.frames import Framer, power_spectra
 from tests.analyzer.changes import CHANGES
 from tests.analyzer.pieces import piece
 

@@ -16,8 +16,9 @@ from servers.analyzer import running
 from servers.analyzer.analysis import Analysis, Feature, Found, Lane, Samples
 from servers.analyzer.embedding import Embeddings
 from servers.analyzer.pitch import Pitch
-from servers.analyzer.running import Running, Turns
+from servers.analyzer.running import Running
 from servers.analyzer.unknown import Unknown
+from servers.platform.turns import Turns
 from tests.analyzer.streams import band, requests_of, spec_of
 
 RATE = 8000
@@ -49,13 +50,13 @@ class Failing(Known):
 
     def process(self, samples: Samples) -> None:
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(100)
         raise ValueError("no result")
 
 
 @pytest.fixture
 def turns() -> Iterator[Turns]:
-    made = Turns(3)
+    made = Turns("analyzer", 3)
     yield made
     made.close()
 
@@ -109,7 +110,7 @@ async def test_an_error_that_nobody_waits_for_any_more_ends_it(monkeypatch: pyte
             if response.HasField("features") and failing.begun.is_set():
                 break
         asyncio.get_running_loop().call_later(0.05, failing.go_on.set)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(100):
             await responses.aclose()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import cover, jobs, memory, parity, pool, priority, rvc, scale, search, soak, speed
+from tests.bench import cover, grains, jobs, memory, mix, mixer, parity, pool, priority, rvc, scale, search, soak, speed
 from tests.bench.analysis import measure as analysis
 
 ALL = {
@@ -15,6 +15,9 @@ ALL = {
     "rvc-cost": rvc.measure_cost,
     "cover": cover.measure,
     "cover-memory": memory.measure_cover,
+    "grains": grains.measure,
+    "mix": mix.measure,
+    "mixer": mixer.measure,
     "pool": pool.measure,
     "jobs": jobs.measure,
     "priority": priority.measure,

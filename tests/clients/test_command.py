@@ -159,7 +159,7 @@ async def test_interrupt_cancels_the_job(separating: Peer, song: Path, tmp_path:
     while b'"progress"' not in await process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(process.communicate(), 10)
+    out, err = await asyncio.wait_for(process.communicate(), 100)
     assert process.returncode == 130
     assert separating.of(job_pb2.CancelJobRequest)[0].name == JOB
     assert err == b""
@@ -180,7 +180,7 @@ async def test_second_interrupt_exits_at_once(separating: Peer, song: Path, tmp_
         await asyncio.sleep(0.01)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    await asyncio.wait_for(process.communicate(), 10)
+    await asyncio.wait_for(process.communicate(), 100)
     assert process.returncode == 130
     assert time.monotonic() - began < 8  # an answer would be waited for for ten
 
@@ -205,17 +205,20 @@ async def test_help_is_quick_and_imports_neither_grpc_nor_a_server() -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "took = time.process_time() - began\n"
+        "began = time.process_time()\n"
+        "for _ in range(10_000_000): pass\n"
+        "counted = time.process_time() - began\n"
         "heavy = [each for each in ('grpc', 'torch', 'servers', 'numpy', 'google.protobuf') if each in sys.modules]\n"
-        "print(took, *heavy, file=sys.stderr)"
+        "print(took / counted, *heavy, file=sys.stderr)"
     )
     took = []
     for _ in range(3):  # the best of three: other work may be going on
         _, text, errors = await contrafact("--help", code=code)
         assert "separate" in text
-        seconds, *heavy = errors.split()
+        counts, *heavy = errors.split()
         assert heavy == []
-        took.append(float(seconds))
-    assert min(took) < 0.5
+        took.append(float(counts))
+    assert min(took) < 2.5  # as long as Python takes to count to 25 million: half a second, say
 
 
 async def test_commands_of_entry_points_are_listed_but_loaded_only_when_run(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ async def test_a_player_that_goes_cancels_the_job(covering: VoicePeer, song: Pat
     assert process.stdout is not None
     await process.stdout.readexactly(10)
     process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    await asyncio.wait_for(covering.cancelled.wait(), 20)
-    assert await asyncio.wait_for(process.wait(), 20) == 1
+    await asyncio.wait_for(covering.cancelled.wait(), 100)
+    assert await asyncio.wait_for(process.wait(), 100) == 1
 
 
 async def test_cover_without_live_downloads_at_the_end(covering: VoicePeer, song: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_interrupt_cancels_the_cover(covering: VoicePeer, song: Path, tmp_
     while b'"progress"' not in await process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    lines, err = await asyncio.wait_for(process.communicate(), 10)
+    lines, err = await asyncio.wait_for(process.communicate(), 100)
     assert (process.returncode, err) == (130, b"")
     assert covering.of(job_pb2.CancelJobRequest)[0].name == JOB
     assert json.loads(lines.splitlines()[-1])["interrupted"] is True
@@ -288,15 +288,15 @@ async def test_convert_sits_between_microphone_and_speaker(peer: VoicePeer) -> N
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"abcde")
-    assert await asyncio.wait_for(process.stdout.readexactly(4), 20) == b"dcba"  # before the end is known
-    out, errors = await asyncio.wait_for(process.communicate(b"fgh"), 20)
+    assert await asyncio.wait_for(process.stdout.readexactly(4), 100) == b"dcba"  # before the end is known
+    out, errors = await asyncio.wait_for(process.communicate(b"fgh"), 100)
     assert (process.returncode, out) == (0, b"hgfe")
     assert b"0.30 s later" in errors
 
 
 async def test_convert_of_nothing_is_nothing(peer: VoicePeer) -> None:
     process = await start("convert", "--raw", "--rate", "16000", "--voice", VOICE, "--address", peer.address)
-    out, errors = await asyncio.wait_for(process.communicate(), 20)
+    out, errors = await asyncio.wait_for(process.communicate(), 100)
     assert (process.returncode, out) == (0, b""), errors
 
 
@@ -315,5 +315,5 @@ async def test_interrupt_ends_a_silent_microphone(peer: VoicePeer) -> None:
     assert process.stderr is not None
     assert b"listening" in await process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    await asyncio.wait_for(process.communicate(), 10)
+    await asyncio.wait_for(process.communicate(), 100)
     assert process.returncode == 130

@@ -186,10 +186,10 @@ async def test_closing_the_synchronous_client_ends_what_other_threads_wait_for(p
     client = SyncClient(peer.address, retry=QUICK)
     job = await asyncio.to_thread(client.job, JOB)
     wait = asyncio.create_task(asyncio.to_thread(job.wait))
-    await asyncio.wait_for(waiting.wait(), 20)
+    await asyncio.wait_for(waiting.wait(), 100)
     await asyncio.to_thread(client.close)
     with pytest.raises(Unavailable, match="CLIENT_CLOSED"):
-        await asyncio.wait_for(wait, 20)
+        await asyncio.wait_for(wait, 100)
     hung.set()
     with pytest.raises(Unavailable, match="CLIENT_CLOSED"):
         client.track(TRACK)
@@ -203,4 +203,4 @@ async def test_a_callback_cannot_call_the_synchronous_client(peer: Peer) -> None
             client.job(JOB).wait(lambda _event: print(client.track(TRACK)))
 
     with pytest.raises(RuntimeError, match="own thread"):
-        await asyncio.wait_for(asyncio.to_thread(use), 20)
+        await asyncio.wait_for(asyncio.to_thread(use), 100)

@@ -213,7 +213,7 @@ async def test_leaving_a_scan_leaves_no_thread(client: Client, peer: SoundPeer) 
     async with contextlib.aclosing(client.scan()) as scans:
         async for _ in scans:
             break
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any("contrafact-exchange" in each.name for each in threading.enumerate()):
             await asyncio.sleep(0.05)
 

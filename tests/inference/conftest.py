@@ -58,6 +58,7 @@ def triton_stack(tmp_path_factory: pytest.TempPathFactory, compute_log: ComputeL
             "CONTRAFACT_FAKE_DELAY": str(DELAY),
             "CONTRAFACT_FAKE_CRASH": "1",
             "CONTRAFACT_FAKE_LOG": str(compute_log.path),
+            "CONTRAFACT_FAKE_GATE": str(compute_log.gate),
         },
     ) as running:
         yield running

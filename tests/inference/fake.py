@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from servers.media.blocks import Block
 from servers.platform.settings import Settings
 
 DELAY = 0.2  # seconds that a segment takes
+ARRIVED = 0.5  # seconds after which what was said to Triton has surely arrived
 GAINS = np.array([0.1, 0.2, 0.3, 0.4], np.float32)[:, None, None]
 CRASH = -12345.0
 OUTPUT = (4, CHANNELS, GEOMETRY.length)
@@ -45,12 +46,27 @@ class ComputeLog:
             file.seek(self._seen)
             return [float(line) for line in file]
 
+    @property
+    def gate(self) -> Path:
+        """As long as there is such a file, the model ends no segment."""
+        return self.path.with_suffix(".gate")
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """No segment ends; what is asked and cancelled here has reached Triton when they end again."""
+        self.gate.touch()
+        try:
+            yield
+            await asyncio.sleep(ARRIVED)
+        finally:
+            self.gate.unlink()
+
     async def reaches(self, count: int) -> None:
         """Wait until ``count`` segments were computed, or are being computed, since ``begin``."""
         await eventually(lambda: len(self.computed()) >= count)
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> float:
+async def eventually(condition: Callable[[], bool], seconds: float = 100.0) -> float:
     """Wait until ``condition`` holds and return how long that took."""
     began = time.monotonic()
     while not condition():

@@ -224,17 +224,17 @@ async def test_cancelling_leaves_nothing(converter: Converter, voice: VoiceFiles
 
 
 async def test_a_person_waits_for_nobody_in_the_background(converter: Converter, voice: VoiceFiles) -> None:
-    audio = noise(20.0, 16_000)
+    audio = noise(80.0, 16_000)
     await convert(converter, audio[:16_000], voice)  # warm
     ended: list[str] = []
 
-    async def run(name: str, priority: int) -> None:
-        await convert(converter, audio, voice, priority=priority)
+    async def run(name: str, heard: Audio, priority: int) -> None:
+        await convert(converter, heard, voice, priority=priority)
         ended.append(name)
 
-    background = [asyncio.create_task(run("background", 2)) for _ in range(6)]
+    background = [asyncio.create_task(run("background", audio, 2)) for _ in range(6)]
     await asyncio.sleep(0.1)
-    await asyncio.gather(run("person", 1), *background)
+    await asyncio.gather(run("person", audio[: 16_000 * 20], 1), *background)
     assert ended[0] == "person"
 
 

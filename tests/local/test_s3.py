@@ -92,7 +92,7 @@ def test_parallel_writers_see_their_own_writes(client: Minio) -> None:
     begin = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(write, range(3)))
-    assert time.monotonic() - begin < 10  # 0.4 s; with --dir-cache-time 0 it takes minutes
+    assert time.monotonic() - begin < 60  # 0.4 s; with --dir-cache-time 0 it takes minutes
     assert _get(client, "many/same") == b"same"
     # As a set: writers of one key at the same time may make rclone list it twice for a while.
     assert len(set(_list(client, "many/"))) == 91

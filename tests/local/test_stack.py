@@ -37,7 +37,7 @@ def nothing_left() -> Iterator[None]:
     """After each test: no new child, shared-memory region or temporary socket folder."""
     before = _leftovers()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (extra := _leftovers() - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not extra
@@ -114,7 +114,7 @@ def _ready(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_starts_serves_survives_a_restart_and_leaves_nothing(tmp_path: Path) -> None:
     with running_stack(tmp_path / "data", servers=False) as stack:
         one = dict(stack.environment)
-        assert 0 < stack.started_seconds < 30
+        assert 0 < stack.started_seconds < 200
         assert stat_mode(tmp_path / "data/credentials.json") == 0o600
         made = _sql(
             one,
@@ -188,7 +188,7 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
     process = _up(tmp_path, "--only", "stores", "--json")
     answer = _ready(process)
     process.send_signal(number)
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
     _empty(tmp_path, answer["environment"], list(answer["processes"].values()), "contrafact_none")
 
 
@@ -197,7 +197,7 @@ def test_a_signal_during_the_start_stops_it(tmp_path: Path) -> None:
     while not (tmp_path / "logs").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
     assert not (tmp_path / "run").exists()
     with suppress(FileNotFoundError):
         assert not (tmp_path / "postgres/postmaster.pid").exists()
@@ -213,7 +213,7 @@ def test_killed_parent_leaves_no_process_and_the_next_start_works(tmp_path: Path
     assert stubs
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while (alive := [pid for pid in pids + stubs if _alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive
@@ -257,7 +257,7 @@ def test_triton_leaves_no_stub_and_no_region(tmp_path: Path) -> None:
         os.kill(stubs[0], signal.SIGSTOP)
         first = stack.processes["triton"].pid
         os.kill(first, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (
             stack.processes["triton"].pid != first and _serves(stack.environment["CONTRAFACT_TRITON_URL"])
         ):
@@ -279,7 +279,7 @@ def test_a_killed_store_comes_back_with_its_data(tmp_path: Path) -> None:
         _sql(stack.environment, "CREATE TABLE kept AS SELECT 7 AS n", "SELECT 1")
         first = stack.processes["postgres"].pid
         os.kill(first, signal.SIGKILL)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any("ready again" in line for line in said):
             time.sleep(0.05)
         assert _sql(stack.environment, "SELECT n FROM kept") == 7
@@ -292,7 +292,7 @@ def test_what_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
     process = _up(tmp_path, "--only", "stores", "--json")
     assert process.stderr is not None
     lines = process.stderr.read().splitlines()
-    assert process.wait(20) == 1
+    assert process.wait(100) == 1
     told = [line for line in lines if line.startswith("contrafact:")]
     assert len(told) == 1
     assert lines[-1] == told[0]
@@ -308,13 +308,13 @@ async def test_gives_up_on_what_dies_again_and_again(tmp_path: Path) -> None:
         for _ in range(2):
             first = stack.processes["valkey"].pid
             os.kill(first, signal.SIGKILL)
-            for _ in range(200):
+            for _ in range(6000):
                 await asyncio.sleep(0.01)
                 if stack.processes["valkey"].pid != first and stack.processes["valkey"].running:
                     await asyncio.sleep(0.3)
                     break
         with pytest.raises(StackError, match=r"valkey ended: killed by SIGKILL.*given up after 1 restarts"):
-            await asyncio.wait_for(stack.wait(), 5)
+            await asyncio.wait_for(stack.wait(), 60)
 
 
 @pytest.mark.asyncio

@@ -124,7 +124,7 @@ async def test_cancelling_stops_the_thread(song: Path) -> None:
     await entered.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 100)
     assert not decoders()
     assert open_files() == files
 
@@ -144,7 +144,7 @@ async def test_decoding_waits_for_a_slow_consumer(song: Path, monkeypatch: pytes
     async with aclosing(decode(song)) as blocks:
         await anext(blocks)
         # One was consumed, QUEUE_BLOCKS wait, one more is in the thread's hands.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             while made < QUEUE_BLOCKS + 2:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # there was time for more

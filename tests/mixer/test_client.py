@@ -226,7 +226,7 @@ async def test_the_server_dies(spare_mixer: MixerProcess, source: type) -> None:
 
 async def test_a_server_that_hangs_is_noticed(spare_mixer: MixerProcess) -> None:
     spec = spec_of(MixInput(), frames=10**6 * RATE)
-    async with Mixer(spare_mixer.settings, idle_seconds=1.0) as client:
+    async with Mixer(spare_mixer.settings, idle_seconds=5.0) as client:
         mix = client.mix(spec, {"a": endless()})
         assert isinstance(await anext(mix), Block)
         os.kill(spare_mixer.child.pid, signal.SIGSTOP)
@@ -241,12 +241,12 @@ async def test_a_server_that_hangs_is_noticed(spare_mixer: MixerProcess) -> None
 
 async def test_a_slow_input_is_not_the_mixers_fault(mixer: MixerProcess) -> None:
     async def slow() -> AsyncIterator[Block]:
-        async for block in endless(2):
-            await asyncio.sleep(2.0)
+        async for block in endless(1):
+            await asyncio.sleep(7.0)
             yield block
 
-    async with Mixer(mixer.settings, idle_seconds=1.0) as client:
-        await collected(client.mix(spec_of(MixInput(), frames=2 * RATE), {"a": slow()}))
+    async with Mixer(mixer.settings, idle_seconds=5.0) as client:
+        await collected(client.mix(spec_of(MixInput(), frames=RATE), {"a": slow()}))
 
 
 async def test_no_server() -> None:

@@ -70,7 +70,7 @@ async def refusal(mixer: MixerProcess, *requests: MixRequest) -> tuple[grpc.Stat
         with grpc.insecure_channel(mixer.address) as plain:
             stub: Any = mixer_pb2_grpc.MixerServiceStub(plain)
             with pytest.raises(grpc.RpcError) as refused:
-                list(stub.Mix(iter(requests), timeout=30))
+                list(stub.Mix(iter(requests), timeout=100))
             return refused.value
 
     error = await asyncio.to_thread(attempt)
@@ -86,7 +86,7 @@ async def refusal(mixer: MixerProcess, *requests: MixRequest) -> tuple[grpc.Stat
     return error.code(), info.reason, fields, dict(info.metadata)
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+async def eventually(condition: Callable[[], bool], seconds: float = 100.0) -> bool:
     """Whether the condition comes true in time."""
     deadline = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < deadline:
@@ -98,7 +98,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bo
 
 @pytest.mark.parametrize("name", ["", "contrafact.engine.v1.MixerService"])
 async def test_health(channel: grpc.aio.Channel, name: str) -> None:
-    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=100)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -113,7 +113,7 @@ async def test_a_mix_is_the_same_as_without_a_server(channel: grpc.aio.Channel) 
         MixInput(loudness_reference="c"), MixInput(gain_db=20), MixInput(reference_only=True), frames=8 * RATE
     )
     spec.true_peak_ceiling_db = -1.0
-    mix, report = await mixed(channel, requests_of(spec, inputs), timeout=60)
+    mix, report = await mixed(channel, requests_of(spec, inputs), timeout=100)
     expected, expected_report = whole_mix(spec, inputs)
     np.testing.assert_array_equal(mix, expected)
     assert report == expected_report
@@ -124,7 +124,7 @@ async def test_a_mix_is_the_same_as_without_a_server(channel: grpc.aio.Channel) 
 async def test_mixes_at_once_do_not_mix(channel: grpc.aio.Channel) -> None:
     inputs = [[noise(10, -20, seed=seed)] for seed in range(3)]
     spec = spec_of(MixInput(), frames=10 * RATE)
-    mixes = await asyncio.gather(*(mixed(channel, requests_of(spec, each), timeout=60) for each in inputs))
+    mixes = await asyncio.gather(*(mixed(channel, requests_of(spec, each), timeout=100) for each in inputs))
     for (mix, _), (expected,) in zip(mixes, inputs, strict=True):
         np.testing.assert_array_equal(mix, expected)
 
@@ -146,7 +146,7 @@ def spec_with(**changes: Any) -> MixRequest:
         (spec_with(channels=3), ["spec.channels"]),
         (spec_with(channels=0, frames=0), ["spec.channels", "spec.frames"]),
         (spec_with(inputs=[]), ["spec.inputs", "spec.inputs"]),  # too few, and nothing to mix
-        (spec_with(inputs=[MixInput(name=f"i{at}") for at in range(17)]), ["spec.inputs"]),
+        (spec_with(inputs=[MixInput(name=f"i{at}") for at in range(65)]), ["spec.inputs"]),
         (spec_with(inputs=[MixInput(name="a"), MixInput(name="a")]), ["spec.inputs"]),
         (spec_with(inputs=[MixInput(name="a", reference_only=True)]), ["spec.inputs"]),
         (spec_with(inputs=[MixInput(name="a", loudness_reference="b")]), ["spec.inputs"]),
@@ -174,7 +174,7 @@ async def test_bad_specs_are_refused(mixer: MixerProcess, request_message: MixRe
         ([GOOD, GOOD], "SPEC_REPEATED", [], {}),
         ([GOOD, block(0, 0, SECOND)], "STREAM_BROKEN", [], {}),
         ([GOOD, block(2, 0, SECOND)], "UNKNOWN_INPUT", ["block.input"], {}),
-        ([GOOD, block(16, 0, SECOND)], "INVALID_FIELD", ["block.input"], {}),
+        ([GOOD, block(64, 0, SECOND)], "INVALID_FIELD", ["block.input"], {}),
         ([GOOD, block(0, 0, SECOND[:, :0])], "INVALID_FIELD", ["block.samples"], {}),
         ([GOOD, block(1, 7, SECOND)], "WRONG_START", ["block.start"], {"input": "1", "expected": "0"}),
         ([GOOD, *[block(1, 0, SECOND)] * 2], "WRONG_START", ["block.start"], {"input": "1", "expected": f"{RATE}"}),
@@ -211,13 +211,13 @@ async def test_there_is_a_bound_on_mixes(mixer: MixerProcess, channel: grpc.aio.
     for call in calls:
         call.cancel()
     assert await eventually(lambda: mixer.active() == 0)
-    await mixed(channel, requests_of(spec_of(MixInput(), frames=RATE), [SECOND]), timeout=10)
+    await mixed(channel, requests_of(spec_of(MixInput(), frames=RATE), [SECOND]), timeout=100)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "past its deadline"])
 async def test_a_call_that_ends_early_leaves_nothing(mixer: MixerProcess, channel: grpc.aio.Channel, how: str) -> None:
     stub: Any = mixer_pb2_grpc.MixerServiceStub(channel)
-    call = stub.Mix(timeout=1.0 if how == "past its deadline" else None)
+    call = stub.Mix(timeout=6.0 if how == "past its deadline" else None)
     await call.write(GOOD)
     for place in (0, 1):
         await call.write(block(place, 0, SECOND))
@@ -272,6 +272,6 @@ async def test_drain(spare_mixer: MixerProcess) -> None:
         await call.write(END)
         responses = [response async for response in call]
         assert responses[-1].HasField("report")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         assert await spare_mixer.child.exited() == 0
     assert not [line for line in spare_mixer.log() if line["level"] in ("error", "critical")]

@@ -80,7 +80,7 @@ def running(folder: Path, repository: Path, environment: Mapping[str, str]) -> I
 
 
 def _wait_until_ready(client: triton.InferenceServerClient, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if client.is_server_ready():

@@ -39,11 +39,20 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(start_triton: Start, tmp_path_factory: pytest.TempPathFactory, computed: Path) -> Iterator[Server]:
+def gate(computed: Path) -> Path:
+    """As long as there is such a file, the fake model ends no segment."""
+    return computed.with_suffix(".gate")
+
+
+@pytest.fixture(scope="module")
+def server(
+    start_triton: Start, tmp_path_factory: pytest.TempPathFactory, computed: Path, gate: Path
+) -> Iterator[Server]:
     environment = {
         "CONTRAFACT_FAKE_DELAY": str(DELAY),
         "CONTRAFACT_FAKE_CRASH": "1",
         "CONTRAFACT_FAKE_LOG": str(computed),
+        "CONTRAFACT_FAKE_GATE": str(gate),
     }
     with start_triton(tmp_path_factory.mktemp("triton"), FAKE, environment) as server:
         server.client.load_model("htdemucs")
@@ -55,6 +64,17 @@ def segment(first: float = 0.0) -> NDArray[Any]:
     mix = np.random.default_rng(7).standard_normal((1, 2, SEGMENT), np.float32)
     mix[0, 0, 0] = first
     return mix
+
+
+@contextmanager
+def held(gate: Path) -> Iterator[None]:
+    """No segment ends; what is asked and cancelled here has reached Triton when they end again."""
+    gate.touch()
+    try:
+        yield
+        time.sleep(0.5)
+    finally:
+        gate.unlink()
 
 
 class Calls:
@@ -71,7 +91,7 @@ class Calls:
         return self.server.client.async_infer("htdemucs", [self.server.given(mix)], done, **options)
 
     def wait(self, count: int) -> list[tuple[str, InferenceServerException | None]]:
-        return [self.ended.get(timeout=30) for _ in range(count)]
+        return [self.ended.get(timeout=100) for _ in range(count)]
 
 
 @contextmanager
@@ -146,35 +166,38 @@ def test_a_probe_is_answered_without_computing(server: Server, computed: Path, m
     assert (computed.read_text() if computed.exists() else "") == before
 
 
-def test_an_interactive_segment_overtakes_background_ones(server: Server) -> None:
+def test_an_interactive_segment_overtakes_background_ones(server: Server, gate: Path) -> None:
     calls = Calls(server)
-    for number in range(4):
-        calls.start(f"background {number}", segment(10.0 + number), priority=2)
-        time.sleep(0.05)
-    calls.start("interactive", segment(20.0), priority=1)
+    with held(gate):
+        for number in range(4):
+            calls.start(f"background {number}", segment(10.0 + number), priority=2)
+            time.sleep(0.3)
+        calls.start("interactive", segment(20.0), priority=1)
     ended = calls.wait(5)
     assert all(error is None for _, error in ended)
     # The first background segment was running, the second may already have been handed to the model.
     assert [name for name, _ in ended].index("interactive") <= 2
 
 
-def test_without_a_priority_a_request_is_background(server: Server) -> None:
+def test_without_a_priority_a_request_is_background(server: Server, gate: Path) -> None:
     calls = Calls(server)
-    for name in ("running", "unmarked 1", "unmarked 2"):
-        calls.start(name, segment(30.0))
-        time.sleep(0.05)
-    calls.start("interactive", segment(31.0), priority=1)
+    with held(gate):
+        for name in ("running", "unmarked 1", "unmarked 2"):
+            calls.start(name, segment(30.0))
+            time.sleep(0.3)
+        calls.start("interactive", segment(31.0), priority=1)
     assert [name for name, _ in calls.wait(4)][-1] == "unmarked 2"
 
 
-def test_cancelled_segments_are_not_computed(server: Server, computed: Path) -> None:
+def test_cancelled_segments_are_not_computed(server: Server, computed: Path, gate: Path) -> None:
     calls = Calls(server)
-    calls.start("running", segment(40.0))
-    time.sleep(0.1)
-    cancelled = [calls.start(f"cancelled {number}", segment(41.0 + number)) for number in range(4)]
-    time.sleep(0.1)
-    for call in cancelled:
-        call.cancel()  # type: ignore[attr-defined]
+    with held(gate):
+        calls.start("running", segment(40.0))
+        time.sleep(0.3)
+        cancelled = [calls.start(f"cancelled {number}", segment(41.0 + number)) for number in range(4)]
+        time.sleep(0.3)
+        for call in cancelled:
+            call.cancel()  # type: ignore[attr-defined]
     assert len(calls.wait(5)) == 5
     server.infer(segment(49.0))  # whatever was queued before this has been decided
     lines = computed.read_text().split()
@@ -197,12 +220,13 @@ def test_a_running_segment_ends_when_it_is_cancelled(start_triton: Start, tmp_pa
         assert server.infer(np.zeros((1, 2, 1), np.float32)).shape == (1, 4, 2, 1)  # a probe waits for what is running
 
 
-def test_a_request_that_waits_longer_than_its_timeout_is_refused(server: Server) -> None:
+def test_a_request_that_waits_longer_than_its_timeout_is_refused(server: Server, gate: Path) -> None:
     calls = Calls(server)
-    for number in range(3):
-        calls.start("running", segment(50.0 + number))
-        time.sleep(0.05)
-    calls.start("late", segment(59.0), timeout=100_000)
+    with held(gate):
+        for number in range(3):
+            calls.start("running", segment(50.0 + number))
+            time.sleep(0.3)
+        calls.start("late", segment(59.0), timeout=100_000)
     ended = dict(calls.wait(4))
     assert ended["running"] is None
     assert ended["late"] is not None
@@ -210,12 +234,13 @@ def test_a_request_that_waits_longer_than_its_timeout_is_refused(server: Server)
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_full_queue_refuses_at_once_and_the_model_goes_on(server: Server) -> None:
+def test_a_full_queue_refuses_at_once_and_the_model_goes_on(server: Server, gate: Path) -> None:
     with reconfigured(server) as config:
         config["dynamic_batching"]["default_queue_policy"]["max_queue_size"] = 2
     calls = Calls(server)
-    for number in range(6):
-        calls.start(f"{number}", segment(60.0 + number))
+    with held(gate):
+        for number in range(6):
+            calls.start(f"{number}", segment(60.0 + number))
     refused = [str(error) for _, error in calls.wait(6) if error]
     assert 2 <= len(refused) <= 4
     assert all("Exceeds maximum queue size" in text for text in refused)
@@ -226,7 +251,7 @@ def test_a_full_queue_refuses_at_once_and_the_model_goes_on(server: Server) -> N
 def test_requests_that_meet_in_a_batch_get_their_own_stems(server: Server) -> None:
     with reconfigured(server) as config:
         config["max_batch_size"] = 8
-        config["dynamic_batching"]["max_queue_delay_microseconds"] = 200_000
+        config["dynamic_batching"]["max_queue_delay_microseconds"] = 1_000_000
     answers: queue.Queue[tuple[NDArray[Any], NDArray[Any]]] = queue.Queue()
 
     def ask(mix: NDArray[Any]) -> None:
@@ -236,7 +261,7 @@ def test_requests_that_meet_in_a_batch_get_their_own_stems(server: Server) -> No
     for mix in mixes:
         threading.Thread(target=ask, args=(mix,)).start()
     for _ in mixes:
-        mix, stems = answers.get(timeout=30)
+        mix, stems = answers.get(timeout=100)
         np.testing.assert_array_equal(stems, mix[:, None] * GAINS)
     batches = server.client.get_inference_statistics("htdemucs").model_stats[0].batch_stats
     assert max(entry.batch_size for entry in batches) >= 2

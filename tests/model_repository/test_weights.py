@@ -198,13 +198,15 @@ def test_the_local_folder_of_the_environment_is_used(place: Place, monkeypatch: 
 
 
 class Slow(SimpleHTTPRequestHandler):
-    """Serves a folder, a little at a time after the first bytes of anything called ``slow``."""
+    """Serves a folder; after the first bytes of anything called ``slow``, it waits for ``go``."""
+
+    go = threading.Event()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         if "slow" in self.path:
             outputfile.write(source.read(1000))
             outputfile.flush()
-            time.sleep(4)
+            self.go.wait(200)
         super().copyfile(source, outputfile)
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -217,7 +219,9 @@ def url(place: Place) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=place.local))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    Slow.go.clear()
     yield f"http://127.0.0.1:{server.server_port}"
+    Slow.go.set()
     server.shutdown()
     server.server_close()
 
@@ -239,7 +243,7 @@ def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(
     process = command("fetch", "tiny")
     wait_for(lambda: any(place.cache.glob(".tiny-fetch-*/slow.safetensors")))
     process.send_signal(number)
-    assert process.wait(10) == 130
+    assert process.wait(100) == 130
     assert process.stderr
     assert "interrupted" in process.stderr.read()
     place.assert_clean()
@@ -253,7 +257,7 @@ def test_what_a_killed_fetch_left_is_removed_by_the_next(place: Place, url: str)
     process = command("fetch", "tiny")
     wait_for(lambda: any(place.cache.glob(".tiny-fetch-*/slow.safetensors")))
     process.kill()
-    process.wait(10)
+    process.wait(100)
     assert any(place.cache.glob(".tiny-fetch-*"))
     place.sources(place.good)
     weights.fetch("tiny")
@@ -266,12 +270,14 @@ def test_two_processes_fetch_once(place: Place, url: str) -> None:
     first = command("fetch", "tiny")
     wait_for(lambda: any(place.cache.glob(".tiny-fetch-*/slow.safetensors")))
     second = command("fetch", "tiny")
-    _, said_first = first.communicate(timeout=30)
-    printed, said_second = second.communicate(timeout=30)
+    assert second.stderr
+    assert "waiting for another process" in second.stderr.readline()
+    Slow.go.set()
+    _, said_first = first.communicate(timeout=100)
+    printed, said_second = second.communicate(timeout=100)
     assert first.returncode == second.returncode == 0
     assert printed.strip() == str(place.file)
     assert "verified" in said_first
-    assert "waiting for another process" in said_second
     assert "verified" not in said_second  # it found what the first had fetched
     place.assert_clean(*INSTALLED)
 
@@ -330,7 +336,7 @@ def test_an_unreachable_hub_falls_through_fast(place: Place, monkeypatch: pytest
     )
     assert done.returncode == 0, done.stderr
     assert "hub: model hub" in done.stderr
-    assert time.monotonic() - started < 30.0  # the hub's client alone would take minutes
+    assert time.monotonic() - started < 60.0  # the hub's client alone would take minutes
 
 
 @pytest.mark.parametrize(
@@ -359,7 +365,7 @@ def test_the_command_line(place: Place) -> None:
         (["fetch", "absent"], 1, "", "the registry has: tiny"),
     ):
         process = command(*arguments)
-        printed, said = process.communicate(timeout=30)
+        printed, said = process.communicate(timeout=100)
         assert process.returncode == status, said
         assert out in printed
         assert err in said
@@ -367,7 +373,7 @@ def test_the_command_line(place: Place) -> None:
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

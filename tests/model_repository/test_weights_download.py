@@ -281,7 +281,7 @@ def test_a_server_that_never_ends_is_left_in_time(
     monkeypatch.setattr(_sources, "DOWNLOAD_SECONDS", 3.0)
     started = time.monotonic()
     assert_refused(place, "tiny")
-    assert time.monotonic() - started < 30.0  # the hub's client alone would take minutes
+    assert time.monotonic() - started < 60.0  # the hub's client alone would take minutes
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_two_processes_download_once(use: Remote, place: Place) -> None:  # noqa
     assert second.stderr
     assert "waiting for another process" in second.stderr.readline()
     use.go.set()
-    assert first.communicate(timeout=30)[0].strip() == second.communicate(timeout=30)[0].strip()
+    assert first.communicate(timeout=100)[0].strip() == second.communicate(timeout=100)[0].strip()
     assert first.returncode == second.returncode == 0
     assert use.downloads == [None]
     assert_installed(place)
@@ -348,7 +348,7 @@ def test_a_terminated_fetch_ends_the_hubs_process(place: Place, remote: Remote) 
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1
     process.terminate()
-    assert process.wait(10) == 130
+    assert process.wait(100) == 130
     wait_for(lambda: not Path(f"/proc/{children[0]}").exists())  # its new parent must reap it first
     place.assert_clean()
 
@@ -359,11 +359,11 @@ def test_several_sets_at_once_and_without_torch(place: Place, remote: Remote) ->
     second = text.replace("[tiny", "[second").replace('file = "tiny', 'file = "second')
     place.registry.write_text(f"{text}\n{second}")
     process = command("fetch", "tiny", "absent", "second")
-    printed, said = process.communicate(timeout=30)
+    printed, said = process.communicate(timeout=100)
     assert printed.splitlines() == [str(place.cache / "tiny.pth"), str(place.cache / "second.pth")]
     assert process.returncode == 1
     assert "no weight set is called 'absent'" in said
-    listed, _ = command("list").communicate(timeout=30)
+    listed, _ = command("list").communicate(timeout=100)
     assert {line.split("\t")[0] for line in listed.splitlines()} == {"tiny", "second"}
     program = (
         "import sys; from model_repository.weights.__main__ import main; status = main(['fetch', '--force', 'tiny']);"

@@ -8,7 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+from contrafact.v1.grain_pb2 import Cut
+from google.protobuf import json_format
+
 from servers.orchestrator.jobs.findings import Stores
+from servers.orchestrator.styles.cuts import completed, library_id
 from servers.platform.settings import Settings
 from servers.storage import keys
 from servers.storage.database import connect
@@ -16,6 +20,9 @@ from servers.storage.objects import ObjectStore
 
 OWNER = "somebody"
 STEM_BYTES, COVER_BYTES, PIECE_BYTES = 30, 20, 10
+AS_JSON = json_format.MessageToDict(completed(Cut()), preserving_proto_field_name=True)
+TABLES = ["recordings", "tracks", "uploads", "upload_pieces", "stems", "jobs", "covers", "live_pieces"]
+TABLES += ["styles", "grain_libraries"]
 
 
 class Library(Stores):
@@ -26,7 +33,7 @@ class Library(Stores):
         await self.pool.execute(
             "TRUNCATE recordings, tracks, uploads, stems, jobs, covers, live_pieces, chores CASCADE"
         )
-        for prefix in ("tracks/", "stems/", "covers/", "live/", "uploads/", "voices/"):
+        for prefix in ("tracks/", "stems/", "covers/", "live/", "uploads/", "voices/", "styles/"):
             await self.objects.delete_prefix(prefix)
 
     async def recording(self, *, stored: bool = True) -> tuple[str, UUID]:
@@ -130,12 +137,51 @@ class Library(Stores):
         await self.objects.put(key, bytes(PIECE_BYTES))
         return key
 
+    async def style(self, sha256: str, *, job_state: str = "SUCCEEDED", cut: dict[str, Any] | None = None) -> UUID:
+        """A style of a recording, of whose job nothing was done: its id."""
+        style, cut = uuid4(), cut or AS_JSON
+        library = library_id(sha256, json_format.ParseDict(cut, Cut()))
+        job = uuid4()
+        await self.pool.execute(
+            """INSERT INTO jobs (id, owner, request_id, kind, priority, state, spec, lock, error,
+                                 heartbeat_at, ended_at)
+               VALUES ($1, $2, $1, 'STYLE', 'INTERACTIVE', $3, $4, 'style:' || $5::uuid, $6,
+                       CASE WHEN $3 = 'RUNNING' THEN now() END,
+                       CASE WHEN $3 NOT IN ('QUEUED', 'RUNNING') THEN now() END)""",
+            job,
+            OWNER,
+            job_state,
+            {"style": f"styles/{style}", "cut": cut},
+            library,
+            {"reason": "NO_GRAINS", "message": "no", "retryable": False} if job_state == "FAILED" else None,
+        )
+        await self.pool.execute(
+            "INSERT INTO styles VALUES ($1, $2, $1, 'a style', $3, $4, $5, $6)", style, OWNER, sha256, cut, library, job
+        )
+        return style
+
+    async def grain_library(self, style: UUID, data: bytes = b"grains", *, stored: bool = True) -> tuple[str, str]:
+        """The library of a style, and its preview, in the stores: their keys."""
+        row = await self.pool.fetchrow("SELECT * FROM styles WHERE id = $1", style)
+        assert row is not None
+        digest = hashlib.sha256(data).hexdigest()
+        key, preview = keys.library(row["library_id"], digest), keys.preview(row["library_id"], "0" * 64, "opus")
+        await self.pool.execute(
+            """INSERT INTO grain_libraries VALUES ($1, $2, $3, 1, $4, $5, $6, 1, 0, 1, NULL, NULL,
+                                                   $7, 7, $8, 48000, 1, 480, 0.5, 0)""",
+            *(row["library_id"], row["sha256"], row["cut"], key, len(data), digest, preview, "0" * 64),
+        )
+        if stored:
+            await self.objects.put(key, data)
+            await self.objects.put(preview, b"preview")
+        return key, preview
+
     async def everything(self) -> dict[str, Any]:
         """All keys of objects, and all rows by table."""
         found: dict[str, Any] = {
             "objects": sorted({key for page in [p async for p in self.objects.pages("")] for key, *_ in page})
         }
-        for table in ("recordings", "tracks", "uploads", "upload_pieces", "stems", "jobs", "covers", "live_pieces"):
+        for table in TABLES:
             rows = await self.pool.fetch(f"SELECT * FROM {table} AS t ORDER BY t::text")
             found[table] = [dict(row) for row in rows]
         return found

@@ -30,7 +30,7 @@ from servers.orchestrator.pipelines.importing import ImportPipeline
 from servers.orchestrator.scans.feeder import Feeder
 from servers.orchestrator.scans.listing import Lister
 from servers.orchestrator.scans.store import ScanStore
-from servers.orchestrator.tracks.register import NewTrack, Registrar
+from servers.orchestrator.tracks.register import NewRecording, NewTrack, Registrar
 from servers.platform.settings import Settings
 from servers.storage.database import Connection, Pool, Row, connect
 from servers.storage.objects import ObjectStore
@@ -108,7 +108,7 @@ class World:
 
     async def until(self, scan: Row) -> Row:
         """Rounds until a scan has ended; as it is then."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while True:
                 row = await self.pool.fetchrow("SELECT * FROM scans WHERE id = $1", scan["id"])
                 assert row is not None
@@ -135,9 +135,10 @@ class World:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             path.write_bytes(data)
-            new = NewTrack(owner, name, path, hashlib.sha256(data).hexdigest(), len(data), _probe)
+            new = NewRecording(path, hashlib.sha256(data).hexdigest(), len(data), _probe)
             registrar = Registrar(self.pool, self.objects)
-            track, _ = await registrar.register(new, await registrar.examine(new), _nothing)
+            facts = await registrar.examine(new)
+            track, _ = await registrar.register(NewTrack(owner, name, new), facts, _nothing)
         return track
 
     @asynccontextmanager
@@ -149,7 +150,7 @@ class World:
 
     async def blocked(self) -> None:
         """Wait until somebody waits for a lock."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while not await self.pool.fetchval("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
                 await asyncio.sleep(0.01)
 

@@ -7,7 +7,6 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,7 +14,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 import soundfile
-from contrafact import Client, FailedPrecondition, InvalidArgument, NotFound
+from contrafact import Client, FailedPrecondition, InvalidArgument, JobHandle, NotFound
 from contrafact.v1 import analysis_pb2, job_pb2, track_pb2
 
 from servers.analyzer.version import ANALYZER
@@ -24,9 +23,10 @@ from servers.media.synthetic import write_song
 from servers.orchestrator.jobs import locks
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.jobs.store import JobStore, NewJob
+from servers.orchestrator.pipelines.recordings import FETCHED
 from servers.platform.settings import Settings
 from servers.storage import keys
-from servers.storage.database import connect
+from servers.storage.database import connect, exclusive
 from servers.storage.objects import ObjectStore
 from tests.conftest import FAKE_MODELS, stack_settings
 from tests.orchestrator.test_separation import noise, read, write
@@ -44,7 +44,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         tmp_path_factory.mktemp("analyses"),
         model_repository=FAKE_MODELS,
         weights=False,
-        environment={"CONTRAFACT_LEASE_SECONDS": "3"},
+        environment={"CONTRAFACT_LEASE_SECONDS": "5"},
     ) as running:
         yield running
 
@@ -120,19 +120,33 @@ async def ask(client: Client, track: str, **options: Any) -> analysis_pb2.GetAna
     return await client._connection.unary(client._connection.analyses.GetAnalysis, request)
 
 
-async def watch(client: Client, track: str, *, full: bool = False) -> list[analysis_pb2.WatchAnalysisResponse]:
-    """Everything that a watcher hears."""
-    return [response async for response in client.watch_analysis(track, full=full)]
+Heard = list[analysis_pb2.WatchAnalysisResponse]
 
 
-async def first_features(client: Client, track: str) -> analysis_pb2.WatchAnalysisResponse:
-    """Wait until something is known of an analysis that is being made."""
-    async with aclosing(client.watch_analysis(track)) as responses:
-        async for response in responses:
-            assert response.job, "it was made before anybody could see it grow"
-            if response.new_features:
-                return response
-    raise AssertionError("it was never known in part")
+async def watch(client: Client, track: str, heard: Heard | None = None, *, full: bool = False) -> Heard:
+    """Everything that a watcher hears, in ``heard`` as soon as it is."""
+    heard = [] if heard is None else heard
+    async for response in client.watch_analysis(track, full=full):
+        heard.append(response)
+    return heard
+
+
+async def growing(heard: Heard) -> analysis_pb2.WatchAnalysisResponse:
+    """What was heard first of an analysis that is being made, once something is known of it."""
+    async with asyncio.timeout(100):
+        while not (known := [response for response in heard if response.new_features]):
+            await asyncio.sleep(0.02)
+    assert known[0].job, "it was made before anybody could see it grow"
+    return known[0]
+
+
+async def running(client: Client, name: str) -> JobHandle:
+    """A job, once a worker is at it."""
+    job = await client.job(name)
+    async with asyncio.timeout(60):
+        while (row := await job.refresh()).state != job_pb2.JOB_STATE_RUNNING or not row.attempt:
+            await asyncio.sleep(0.05)  # without an attempt of its own, another is at the same
+    return job
 
 
 def names(features: list[analysis_pb2.Feature.ValueType]) -> list[str]:
@@ -173,12 +187,13 @@ async def test_an_analysis_is_made_when_somebody_asks(
     with pytest.raises(NotFound, match="ANALYSIS_NOT_FOUND"):
         await ask(client, track.name, only_existing=True)
     assert await jobs_of(database, track.name) == []
-    begun = await ask(client, track.name)
-    assert (begun.job.kind, begun.job.priority) == (job_pb2.JOB_KIND_ANALYZE, job_pb2.PRIORITY_INTERACTIVE)
-    assert begun.analysis.track == track.name
-    assert begun.analysis.seconds == pytest.approx(20.0)
-    assert not begun.analysis.HasField("create_time")
-    assert (await ask(client, track.name, only_existing=True)).job.name == begun.job.name
+    async with exclusive(database, track.sha256):  # it cannot be stored yet
+        begun = await ask(client, track.name)
+        assert (begun.job.kind, begun.job.priority) == (job_pb2.JOB_KIND_ANALYZE, job_pb2.PRIORITY_INTERACTIVE)
+        assert begun.analysis.track == track.name
+        assert begun.analysis.seconds == pytest.approx(20.0)
+        assert not begun.analysis.HasField("create_time")
+        assert (await ask(client, track.name, only_existing=True)).job.name == begun.job.name
 
     heard = await watch(client, track.name)
     basic = heard[-1].analysis
@@ -207,7 +222,7 @@ async def test_an_analysis_is_made_when_somebody_asks(
         job_pb2.STAGE_ANALYZE,
         job_pb2.STAGE_PUBLISH,
     ]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (message := await signals.get_message(ignore_subscribe_messages=True, timeout=1)) is None:
             pass
     assert message["data"].decode() == begun.job.name
@@ -242,7 +257,7 @@ async def test_who_asks_again_does_not_ask_postgresql(client: Client, library: L
     assert (await ask(client, track.name)).analysis == made
     async with database.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE tracks, recordings, analyses, jobs IN ACCESS EXCLUSIVE MODE")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert (await ask(client, track.name)).analysis == made
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -251,7 +266,8 @@ async def test_who_asks_again_does_not_ask_postgresql(client: Client, library: L
 
 async def test_two_hundred_callers_share_one_analysis(client: Client, library: Library, database: Any) -> None:
     track = await library.song(30.0)
-    answers = await asyncio.gather(*(ask(client, track.name) for _ in range(200)))
+    async with exclusive(database, track.sha256):  # it is not done before the last of them has asked
+        answers = await asyncio.gather(*(ask(client, track.name) for _ in range(200)))
     assert len({answer.job.name for answer in answers}) == 1
     analyses = await asyncio.gather(*(client.analyze(track) for _ in range(20)))
     assert all(analysis == analyses[0] for analysis in analyses)
@@ -259,28 +275,35 @@ async def test_two_hundred_callers_share_one_analysis(client: Client, library: L
     assert [(job["state"], job["attempt"]) for job in jobs] == [("SUCCEEDED", 1)]
 
 
-async def test_watchers_late_and_early_get_everything(client: Client, library: Library) -> None:
-    track = await library.song(120.0)
-    early = asyncio.create_task(watch(client, track.name, full=True))
-    before = await first_features(client, track.name)
-    late = await watch(client, track.name, full=True)
-    assert set(before.new_features) <= set(late[0].new_features)
-    assert late[0].analysis.features.HasField("waveform")
-    heard = await early
-    for responses in (heard, late):
+async def test_watchers_late_and_early_get_everything(client: Client, library: Library, database: Any) -> None:
+    track = await library.song(60.0)
+    heard: Heard = []
+    later: Heard = []
+    async with exclusive(database, track.sha256):  # it is not done before both have heard of it
+        early = asyncio.create_task(watch(client, track.name, heard, full=True))
+        before = await growing(heard)
+        late = asyncio.create_task(watch(client, track.name, later, full=True))
+        assert set(before.new_features) <= set((await growing(later)).new_features)
+    await asyncio.gather(early, late)
+    assert later[0].analysis.features.HasField("waveform")
+    for responses in (heard, later):
         assert sorted(n for response in responses for n in names(list(response.new_features))) == sorted(NAMES)
-    assert heard[-1].analysis == late[-1].analysis == (await ask(client, track.name, view=FULL)).analysis
+    assert heard[-1].analysis == later[-1].analysis == (await ask(client, track.name, view=FULL)).analysis
     after = await watch(client, track.name, full=True)
     assert [response.analysis for response in after] == [heard[-1].analysis]
     assert sorted(names(list(after[0].new_features))) == sorted(NAMES)
 
 
-async def test_a_redis_that_forgets_everything_changes_nothing(client: Client, library: Library, redis: Any) -> None:
-    track = await library.song(120.0)
-    watching = asyncio.create_task(watch(client, track.name))
-    await first_features(client, track.name)
-    await redis.flushall()
-    heard = await watching
+async def test_a_redis_that_forgets_everything_changes_nothing(
+    client: Client, library: Library, database: Any, redis: Any
+) -> None:
+    track = await library.song(60.0)
+    heard: Heard = []
+    async with exclusive(database, track.sha256):  # it is not done before
+        watching = asyncio.create_task(watch(client, track.name, heard))
+        await growing(heard)
+        await redis.flushall()
+    await watching
     made = heard[-1].analysis
     assert sorted(n for response in heard for n in names(list(response.new_features))) == sorted(NAMES)
     await redis.flushall()
@@ -288,11 +311,13 @@ async def test_a_redis_that_forgets_everything_changes_nothing(client: Client, l
 
 
 async def test_a_worker_that_dies_is_replaced(client: Client, library: Library, stack: Stack, database: Any) -> None:
-    track = await library.song(120.0)
-    watching = asyncio.create_task(watch(client, track.name))
-    await first_features(client, track.name)
-    os.kill(stack.processes["worker"].pid, signal.SIGKILL)
-    heard = await watching
+    track = await library.song(60.0)
+    heard: Heard = []
+    async with exclusive(database, track.sha256):  # it is not done before
+        watching = asyncio.create_task(watch(client, track.name, heard))
+        await growing(heard)
+        os.kill(stack.processes["worker"].pid, signal.SIGKILL)
+    await watching
     assert sorted(n for response in heard for n in names(list(response.new_features))) == sorted(NAMES)
     jobs = await jobs_of(database, track.name)
     assert [(job["state"], job["attempt"]) for job in jobs] == [("SUCCEEDED", 2)]
@@ -301,25 +326,35 @@ async def test_a_worker_that_dies_is_replaced(client: Client, library: Library, 
 
 
 async def test_an_analyzer_that_dies_is_replaced(client: Client, library: Library, stack: Stack, database: Any) -> None:
-    track = await library.song(120.0)
-    watching = asyncio.create_task(watch(client, track.name))
-    await first_features(client, track.name)
+    track = await library.song(340.0)
+    job = await client.job((await ask(client, track.name)).job.name)
+    async for event in job.watch():
+        if event.progress.fraction > FETCHED:  # it has begun, and has much to do
+            break
     os.kill(stack.processes["analyzer"].pid, signal.SIGKILL)
-    assert (await watching)[-1].analysis.HasField("create_time")
+    assert (await watch(client, track.name))[-1].analysis.HasField("create_time")
     jobs = await jobs_of(database, track.name)
     assert [(job["state"], job["attempt"]) for job in jobs] == [("SUCCEEDED", 2)]
     assert [attempt["reason"] for attempt in jobs[0]["attempts"]] == ["INFRASTRUCTURE", None]
 
 
-async def test_a_track_deleted_meanwhile(client: Client, library: Library, database: Any) -> None:
-    track = await library.song(120.0)
-    watching = asyncio.create_task(watch(client, track.name))
-    await first_features(client, track.name)
-    with pytest.raises(FailedPrecondition, match="TRACK_IN_USE"):
-        await client.delete_track(track.name)
-    await client.delete_track(track.name, cancel_jobs=True)
-    with pytest.raises(FailedPrecondition, match="JOB_CANCELLED"):
-        await watching
+async def test_a_track_deleted_meanwhile(client: Client, library: Library, stack: Stack, database: Any) -> None:
+    track = await library.song()
+    analyzer, heard = stack.processes["analyzer"].pid, list[analysis_pb2.WatchAnalysisResponse]()
+    os.kill(analyzer, signal.SIGSTOP)  # nothing is made of it by itself
+    try:
+        watching = asyncio.create_task(watch(client, track.name, heard))
+        await running(client, (await ask(client, track.name)).job.name)
+        async with asyncio.timeout(60):
+            while not heard:
+                await asyncio.sleep(0.02)
+        with pytest.raises(FailedPrecondition, match="TRACK_IN_USE"):
+            await client.delete_track(track.name)
+        await client.delete_track(track.name, cancel_jobs=True)
+        with pytest.raises(FailedPrecondition, match="JOB_CANCELLED"):
+            await watching
+    finally:
+        os.kill(analyzer, signal.SIGCONT)
     with pytest.raises(NotFound, match="TRACK_NOT_FOUND"):
         await ask(client, track.name)
     assert await database.fetchval("SELECT count(*) FROM analyses WHERE sha256 = $1", track.sha256) == 0
@@ -462,27 +497,29 @@ async def test_a_failure_stands_for_a_minute(
 
 
 async def test_who_cancels_may_ask_again(client: Client, library: Library, database: Any) -> None:
-    track = await library.song(120.0)
-    watching = asyncio.create_task(watch(client, track.name))
-    growing = await first_features(client, track.name)
-    await (await client.job(growing.job)).cancel()
-    again = await ask(client, track.name)  # at once: the cancelled one may still be running
-    assert again.job.name != growing.job
-    with pytest.raises(FailedPrecondition, match="JOB_CANCELLED"):
-        await watching
+    track = await library.song()
+    heard: Heard = []
+    async with exclusive(database, track.sha256):  # it ends in no other way than by being cancelled
+        watching = asyncio.create_task(watch(client, track.name, heard))
+        before = await growing(heard)
+        await (await client.job(before.job)).cancel()
+        again = await ask(client, track.name)  # at once: the cancelled one may still be running
+        assert again.job.name != before.job
+        with pytest.raises(FailedPrecondition, match="JOB_CANCELLED"):
+            await watching
     await client.analyze(track)
     assert [job["state"] for job in await jobs_of(database, track.name)] == ["CANCELLED", "SUCCEEDED"]
 
 
 async def test_somebody_who_waits_overtakes_the_background(client: Client, library: Library, database: Any) -> None:
-    track = await library.song(120.0)
+    track = await library.song()
     row = await in_background(database, track)
-    async with asyncio.timeout(30):
-        while (await client.job(f"jobs/{row['id']}")).job.state != job_pb2.JOB_STATE_RUNNING:
-            await asyncio.sleep(0.05)
-    assert (await ask(client, track.name, only_existing=True)).job.name == f"jobs/{row['id']}"
-    begun = await ask(client, track.name)
-    assert begun.job.priority == job_pb2.PRIORITY_INTERACTIVE
+    async with exclusive(database, track.sha256):  # it is not done before
+        await running(client, f"jobs/{row['id']}")
+        assert (await ask(client, track.name, only_existing=True)).job.name == f"jobs/{row['id']}"
+        begun = await ask(client, track.name)
+        assert begun.job.priority == job_pb2.PRIORITY_INTERACTIVE
+        await running(client, begun.job.name)  # the background has let go: they do the same
     await client.analyze(track)
     await (await client.job(f"jobs/{row['id']}")).wait()
     background, interactive = await jobs_of(database, track.name)
@@ -505,7 +542,8 @@ async def test_an_old_analysis_is_served_and_made_anew_once(
         "UPDATE jobs SET ended_at = ended_at - interval '2 hours' WHERE track_id = $1",
         uuid.UUID(track.name.removeprefix("tracks/")),
     )
-    answers = await asyncio.gather(*(ask(client, track.name) for _ in range(20)))
+    async with exclusive(database, track.sha256):  # the new one is not there before the last of them has asked
+        answers = await asyncio.gather(*(ask(client, track.name) for _ in range(20)))
     assert [(answer.analysis.analyzer, answer.HasField("job")) for answer in answers] == [("0", False)] * 20
     async with asyncio.timeout(60):
         while (await ask(client, track.name)).analysis.analyzer != ANALYZER:

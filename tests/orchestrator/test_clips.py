@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 async def clips(analyzer: AnalyzerProcess, folder: Path) -> AsyncIterator[Clips]:
     settings = analyzer.settings.model_copy(
-        update={"temporary_folder": folder, "max_clip_bytes": 3_000_000, "upload_idle_seconds": 1.0}
+        update={"temporary_folder": folder, "max_clip_bytes": 3_000_000, "upload_idle_seconds": 3.0}
     )
     async with Analyzer(settings) as client:
         yield Clips(settings, client)

@@ -145,6 +145,16 @@ class Stranger:
         query = track_pb2.QueryUploadRequest(request_id=self.request_id)
         return (await asyncio.to_thread(self.stub.QueryUpload, query)).committed_bytes
 
+    async def is_known(self) -> bool:
+        """Whether the server has heard of the upload."""
+        try:
+            await self.committed()
+        except grpc.RpcError as error:
+            if error.code() is Code.NOT_FOUND:
+                return False
+            raise
+        return True
+
     def close(self) -> None:
         """Leave."""
         self.gone.set()
@@ -294,8 +304,8 @@ async def cancel_midway(stranger: Stranger) -> Outcome:
         yield from stranger.silence()
 
     call = stranger.begin(messages())
-    await asyncio.to_thread(sent.wait, 10)
-    await asyncio.sleep(1.0)  # what has left us has arrived by then
+    await asyncio.to_thread(sent.wait, 60)
+    await asyncio.sleep(2.0)  # what has left us has arrived by then
     call.cancel()
     stranger.gone.set()
     return await asyncio.to_thread(_outcome_of_cancelled, call)
@@ -310,7 +320,7 @@ def _outcome_of_cancelled(call: Call) -> Outcome:
 
 async def expire_midway(stranger: Stranger) -> Outcome:
     """A client whose own deadline passes."""
-    return await stranger.send(stranger.spec(), chunk(0, sound()), stranger.then_silence(5), seconds=1.3)
+    return await stranger.send(stranger.spec(), chunk(0, sound()), stranger.then_silence(10), seconds=3.0)
 
 
 async def drip(stranger: Stranger) -> Outcome:
@@ -358,7 +368,9 @@ async def two_at_once(stranger: Stranger) -> Outcome:
 
     first = stranger.begin(older())
     first.add_done_callback(lambda _: older_ended.set())
-    await asyncio.to_thread(older_began.wait, 10)
+    await asyncio.to_thread(older_began.wait, 60)
+    while not await stranger.is_known():  # or it would not be the older one
+        await asyncio.sleep(0.1)
     await asyncio.sleep(0.2)
     ending = await stranger.send(newer())
     loser = await asyncio.to_thread(Outcome.of, first)
@@ -375,7 +387,7 @@ async def not_a_message(stranger: Stranger) -> Outcome:
         request_serializer=lambda data: data,
         response_deserializer=track_pb2.UploadTrackResponse.FromString,
     )
-    call = method.future(iter([b"\xff\xff\xff\xff not a message"]), timeout=20)
+    call = method.future(iter([b"\xff\xff\xff\xff not a message"]), timeout=60)
     return await asyncio.to_thread(Outcome.of, call)
 
 
@@ -634,9 +646,10 @@ class Residue:
         rows = await self._connection.fetch(
             """SELECT 'upload ' || id FROM uploads UNION ALL
                SELECT 'piece ' || upload_id || ' ' || start FROM upload_pieces UNION ALL
-               SELECT 'track ' || id FROM tracks UNION ALL SELECT 'recording ' || sha256 FROM recordings"""
+               SELECT 'track ' || id FROM tracks UNION ALL SELECT 'recording ' || sha256 FROM recordings UNION ALL
+               SELECT 'style ' || id FROM styles UNION ALL SELECT 'grains ' || id FROM grain_libraries"""
         )
-        keys = [key for prefix in ("uploads/", "tracks/") for key in await self._objects.find(prefix)]
+        keys = [key for prefix in ("uploads/", "tracks/", "styles/") for key in await self._objects.find(prefix)]
         assert self._settings.temporary_folder
         scratch = list(self._settings.temporary_folder.glob("contrafact-scratch-*"))
         assert scratch
@@ -647,7 +660,7 @@ class Residue:
     async def appears(self, before: set[str]) -> set[str]:
         """What there is beyond ``before``, given a moment to go away."""
         left: set[str] = set()
-        for attempt in range(100):
+        for attempt in range(400):
             now = await self.look() - before
             left = now if attempt == 0 else left & now
             if not left:
@@ -709,7 +722,7 @@ async def test_hostile_upload(
 async def _resumable(stranger: Stranger, kept: int) -> int:
     """Make sure that the upload can go on at ``kept`` (-1: anywhere), then cancel it."""
     committed = -1
-    for _ in range(50):  # the server hears a little later of clients that went away
+    for _ in range(400):  # the server hears a little later of clients that went away
         committed = await stranger.committed()
         if committed == kept or (kept < 0 < committed):
             break

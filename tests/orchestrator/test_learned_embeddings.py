@@ -165,7 +165,7 @@ async def test_another_models_embedding_is_made_anew(
     await another_models(settings, track)
     old = await ask()
     assert (old.analysis.features.embedding.model, old.HasField("job")) == (EMBEDDINGS, False)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         while (renewed := await ask()).analysis.features.embedding.model != MODEL:
             await asyncio.sleep(0.2)
     assert renewed.analysis.features.embedding == features.embedding

@@ -117,21 +117,21 @@ async def worker(stores: Stack, **changes: Any) -> AsyncIterator[Worker]:
             await pool.close()
 
 
-async def settled(made: Worker) -> None:
-    """Give everything that may begin the time to."""
-    known = -1
-    while known != len(made.begun):
-        known = len(made.begun)
-        await asyncio.sleep(0.5)
+async def settled(made: Worker, count: int) -> None:
+    """Wait until so many have begun, and give more the time to."""
+    async with asyncio.timeout(60):
+        while len(made.begun) < count:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)
 
 
 async def test_background_jobs_leave_a_slot(stores: Stack) -> None:
     async with worker(stores, worker_concurrency=2, interactive_slots=1) as made:
         background = [await made.create(priority="BACKGROUND") for _ in range(5)]
-        await settled(made)
+        await settled(made, 2)
         assert set(made.begun) == set(background[:2])
         people = [await made.create() for _ in range(3)]
-        await settled(made)
+        await settled(made, 3)
         assert made.begun[2:] == [people[0]]
         made.release.set()
         assert await made.ended(*background, *people) == ["SUCCEEDED"] * 8
@@ -145,7 +145,7 @@ async def test_limits_by_kind(stores: Stack) -> None:
     async with worker(stores, worker_concurrency=4, interactive_slots=0, job_limits={"COVER": 1}) as made:
         covers = [await made.create("COVER") for _ in range(3)]
         separations = [await made.create() for _ in range(5)]
-        await settled(made)
+        await settled(made, 4)
         assert (made.most["COVER"], made.most["SEPARATE"]) == (1, 3)  # covers wait, and keep nobody waiting
         made.release.set()
         assert await made.ended(*covers, *separations) == ["SUCCEEDED"] * 8
@@ -172,7 +172,7 @@ async def test_bad_input_fails_at_once_and_outages_are_tried_again(
 async def test_followers_end_with_their_leader_whatever_waits_before_them(stores: Stack) -> None:
     async with worker(stores, worker_concurrency=1, interactive_slots=0) as made:
         leader = await made.create(lock="separate:x")
-        await settled(made)
+        await settled(made, 1)
         others = [await made.create() for _ in range(3)]
         followers = [await made.create(lock="separate:x") for _ in range(3)]
         made.release.set()
@@ -184,7 +184,7 @@ async def test_a_person_who_comes_to_it_gets_it_at_his_priority(stores: Stack) -
     """The background job that was at it lets go, waits, and has the result."""
     async with worker(stores, worker_concurrency=1, interactive_slots=1) as made:
         background = await made.create(priority="BACKGROUND", lock="separate:x")
-        await settled(made)
+        await settled(made, 1)
         person = await made.create(lock="separate:x")
         while made.begun != [background, person]:
             await asyncio.sleep(0.05)
@@ -210,7 +210,7 @@ async def test_an_error_of_ours_fails_the_job(stores: Stack) -> None:
 async def test_a_cancelled_job_lets_go(stores: Stack) -> None:
     async with worker(stores, worker_concurrency=1, interactive_slots=0) as made:
         first, second = await made.create(), await made.create()
-        await settled(made)
+        await settled(made, 1)
         await made.store.cancel(first, "o")
         assert await made.ended(first) == ["CANCELLED"]
         made.release.set()

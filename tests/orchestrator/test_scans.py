@@ -272,7 +272,7 @@ async def test_a_deletion_keeps_nobody_else_waiting(world: World) -> None:
     await world.feeder().round()
     await world.runner("IMPORT").serve()
     gone, kept = [row["track_id"] for row in await world.pool.fetch("SELECT track_id FROM jobs")]
-    async with world.deleting(gone), asyncio.timeout(20):
+    async with world.deleting(gone), asyncio.timeout(60):
         await world.feeder().round()
         assert {item["track_id"] for item in await world.items(scan)} == {kept, None}
     await world.until(scan)
@@ -479,7 +479,7 @@ async def test_an_import_that_waits_for_another_can_be_cancelled(world: World) -
     await world.feeder().round()
     row = await world.store.claim(["IMPORT"], background=True, worker="w", ageing_seconds=60)
     assert row is not None
-    async with exclusive(world.pool, hashlib.sha256(data).hexdigest()), asyncio.timeout(30):
+    async with exclusive(world.pool, hashlib.sha256(data).hexdigest()), asyncio.timeout(100):
         importing = asyncio.create_task(world.imports(JobRun(row, world.store, world.events)))
         await world.blocked()
         await stopped(importing)

@@ -387,7 +387,7 @@ async def test_the_index_finds_what_comparing_each_does(sounds: Sounds, by_index
             assert similarities == sorted(similarities, reverse=True)
             shares.append(len({one.track_id for one in quick} & {one.track_id for one in exact}) / 20)
         assert np.mean(shares) >= 0.95
-    async with asyncio.timeout(30):  # backends report when they are idle
+    async with asyncio.timeout(100):  # backends report when they are idle
         while await scans_of_the_index(sounds.pool) == before:
             await asyncio.sleep(0.2)
 

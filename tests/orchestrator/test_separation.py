@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from servers.local import Stack
 from servers.media.encode import AudioFormat, Encoder
 from servers.platform.settings import Settings
+from servers.storage.database import connect, exclusive
 from servers.storage.objects import ObjectStore
+from tests.conftest import stack_settings
 
 GAINS = {"drums": 0.1, "bass": 0.2, "other": 0.3, "vocals": 0.4}
 
@@ -250,7 +252,7 @@ async def test_nothing_is_left_behind(client: Client, song: Path, stack: Stack, 
     objects = ObjectStore(settings)
     connection = await asyncpg.connect(settings.database_url)
     try:
-        async with asyncio.timeout(20):  # the reconciler comes by every few seconds
+        async with asyncio.timeout(60):  # the reconciler comes by every few seconds
             while await connection.fetchval("SELECT count(*) FROM live_pieces"):
                 await asyncio.sleep(0.2)
         assert await objects.find(f"live/{job.name.removeprefix('jobs/')}/") == []
@@ -285,11 +287,10 @@ async def test_cancel_while_running(slow_client: Client, tmp_path: Path) -> None
     async for event in job.watch():
         if event.HasField("piece"):
             break
-    began = asyncio.get_running_loop().time()
     await job.cancel()
     with pytest.raises(JobCancelled):
         await job.wait()
-    assert asyncio.get_running_loop().time() - began < 10
+    assert (await job.refresh()).fraction < 0.9  # it was not only called so at its end
     with pytest.raises(Exception):  # noqa: B017 - the kind depends on who hears of it first
         await listening
     assert list((tmp_path / "out").glob("*")) == []
@@ -331,17 +332,23 @@ async def test_cancel_while_queued(slow_client: Client, tmp_path: Path) -> None:
         await first.wait()
 
 
-async def test_interactive_overtakes_background(slow_client: Client, tmp_path: Path) -> None:
+async def test_interactive_overtakes_background(slow_stack: Stack, slow_client: Client, tmp_path: Path) -> None:
     tracks = [
         await slow_client.upload(write(tmp_path / f"{seed}.wav", noise(600_000, 1, seed=seed), 44_100))
         for seed in (20, 21, 22, 23)
     ]
-    background = [await slow_client.separate(track, priority="background") for track in tracks[:3]]
-    person = await slow_client.separate(tracks[3], priority="interactive")
+    pool = await connect(stack_settings(slow_stack))
+    async with exclusive(pool, tracks[0].sha256):  # nobody can publish, so the first one runs when the person comes
+        background = [await slow_client.separate(track, priority="background") for track in tracks[:3]]
+        async for event in background[0].watch():
+            if event.HasField("piece"):
+                break
+        person = await slow_client.separate(tracks[3], priority="interactive")
+    await pool.close()
     done = await person.wait()
     ends = [(await job.wait()).end_time.ToNanoseconds() for job in background]
     # One worker slot: whatever ran when the person came may end first, all others after.
-    assert sum(end < done.end_time.ToNanoseconds() for end in ends) <= 1
+    assert [end < done.end_time.ToNanoseconds() for end in ends] == [True, False, False]
 
 
 async def test_long_and_odd_block_sizes_do_not_matter(client: Client, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ async def test_what_is_being_published_is_waited_for(library: Library) -> None:
         key = keys.stem(sha256, "htdemucs-1", "vocals", "0" * 64, "flac")
         await library.objects.put(key, bytes(STEM_BYTES))
         cleaning = asyncio.create_task(clean(library))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while not await library.pool.fetchval("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
                 await asyncio.sleep(0.02)
         await library.stem(sha256, stored=False)

@@ -236,7 +236,7 @@ async def test_delete_leaves_nothing(client: Client, residue: Residue, settings:
 
 
 async def test_delete_while_a_job_runs(slow_client: Client) -> None:
-    track = await slow_client.upload(recording(1_500_000), display_name="busy.wav")
+    track = await slow_client.upload(recording(6_000_000), display_name="busy.wav")
     job = await slow_client.separate(track)
     async for event in job.watch():
         if event.HasField("piece"):

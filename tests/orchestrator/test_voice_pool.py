@@ -9,6 +9,7 @@ import re
 import signal
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ async def api(pool_stack: Stack) -> AsyncIterator[Api]:
         yield Api(channel)
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 40) -> None:
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 100) -> None:
     """Wait for a condition; a model that does not answer is no reason to give up."""
     async with asyncio.timeout(seconds):
         while True:
@@ -142,6 +143,23 @@ async def kill_triton(stack: Stack) -> None:
     os.kill(child.pid, signal.SIGKILL)
     while child.running and child.restarts == before:
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def without_triton(stack: Stack) -> AsyncIterator[None]:
+    """Triton is dead, and the next one stands still, before it listens."""
+    child = stack.processes["triton"]
+    before = child.restarts
+    await kill_triton(stack)
+    async with asyncio.timeout(60):
+        while child.restarts == before or not child.running:
+            await asyncio.sleep(0.002)
+    pid = child.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 # Settings.
@@ -291,7 +309,7 @@ def metrics(stack: Stack) -> dict[str, float]:
     for name in ("worker-1", "worker-2"):
         lines = [json.loads(line) for line in _log(stack, name).splitlines() if line.startswith("{")]
         port = next(line["port"] for line in lines if line["event"] == "metrics")
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         for event, value in re.findall(r'contrafact_voice_pool_events_total\{event="(\w+)"\} (\S+)', text):
             total[event] = total.get(event, 0) + float(value)
@@ -339,7 +357,7 @@ async def test_counters_agree_also_over_a_restart_of_triton(
         warm = {voice["voice"] for voice in report["voices"] if voice["state"] == "WARM"}
         return report["process"] != process and warm == {str(row["id"]) for row in rows[:2]}
 
-    await until(settled, 90)
+    await until(settled)
     report = await model.report()
     assert report["capacity"] == 7
     assert report["counters"]["inserted"] == 2
@@ -364,40 +382,40 @@ async def test_a_voice_deleted_while_triton_is_down(
 
     await until(on_disk)
     process = (await model.report())["process"]
-    await kill_triton(pool_stack)
-    with pytest.raises(TritonError):
-        await model.report()
-    await api.delete(row)
-    assert await objects.find(f"voices/{row['id']}/") == []
-    assert await database.fetchval("SELECT count(*) FROM voices WHERE id = $1", row["id"]) == 0
+    async with without_triton(pool_stack):
+        with pytest.raises(TritonError):
+            await model.report()
+        await api.delete(row)
+        assert await objects.find(f"voices/{row['id']}/") == []
+        assert await database.fetchval("SELECT count(*) FROM voices WHERE id = $1", row["id"]) == 0
 
     async def forgotten() -> bool:
         report = await model.report()
         return report["process"] != process and str(row["id"]) not in report["disk"]["voices"]
 
-    await until(forgotten, 90)
+    await until(forgotten)
 
 
 async def test_nobody_knows_while_triton_is_down(api: Api, pool_stack: Stack, database: Pool) -> None:
     row = await shelve(database)
-    await kill_triton(pool_stack)
 
     async def unreachable() -> bool:
         return not (await api.pool()).reachable
 
-    await until(unreachable)
-    pool = await api.pool()
-    assert pool.settings.capacity > 0
-    assert (len(pool.voices), pool.disk_bytes) == (0, 0)
-    assert await api.warmth(row) == "UNSPECIFIED"
-    outcome = await refused(api.warm(row))
-    assert (outcome.code, outcome.reason) == (Code.UNAVAILABLE, "VOICE_MODEL_UNAVAILABLE")
-    assert (await api.update("prewarm", prewarm=1)).settings.prewarm == 1
+    async with without_triton(pool_stack):
+        await until(unreachable)
+        pool = await api.pool()
+        assert pool.settings.capacity > 0
+        assert (len(pool.voices), pool.disk_bytes) == (0, 0)
+        assert await api.warmth(row) == "UNSPECIFIED"
+        outcome = await refused(api.warm(row))
+        assert (outcome.code, outcome.reason) == (Code.UNAVAILABLE, "VOICE_MODEL_UNAVAILABLE")
+        assert (await api.update("prewarm", prewarm=1)).settings.prewarm == 1
 
     async def known() -> bool:
         return await api.warmth(row) == "COLD"
 
-    await until(known, 90)
+    await until(known)
     await api.delete(row)
 
 

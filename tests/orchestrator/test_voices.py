@@ -100,7 +100,7 @@ async def refused(call: Awaitable[Any]) -> Outcome:
     return Outcome.of_error(refusal.value)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 100) -> None:
     """Wait for what the reconciler will do."""
     async with asyncio.timeout(seconds):
         while not await condition():
@@ -237,7 +237,7 @@ async def test_download_the_sample_by_url(stack: Stack, imported: tuple[voice_pb
         url = (await track_pb2_grpc.TrackServiceStub(channel).CreateDownloadUrl(request)).url
 
     def get() -> bytes:
-        with urllib.request.urlopen(url, timeout=20) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             received: bytes = answer.read()
             return received
 

@@ -350,7 +350,7 @@ async def test_listeners_wake_for_what_can_be_heard(world: World) -> None:
 
 async def test_listeners_of_progress_hear_how_far_a_job_is(world: World) -> None:
     job = await world.set(await world.job(), state="RUNNING")
-    async with world.hub.listen(job["id"], progress=True) as listener, asyncio.timeout(30):
+    async with world.hub.listen(job["id"], progress=True) as listener, asyncio.timeout(100):
         assert listener.fraction == 0
         await world.progress(job, 0.25, 0.5)
         while listener.fraction < 0.5:
@@ -359,7 +359,7 @@ async def test_listeners_of_progress_hear_how_far_a_job_is(world: World) -> None
         await world.end(job)
         while not listener.ended:
             await listener.wait(60)
-    async with world.hub.listen(uuid.uuid4(), progress=True) as nothing, asyncio.timeout(30):
+    async with world.hub.listen(uuid.uuid4(), progress=True) as nothing, asyncio.timeout(100):
         while not nothing.ended:  # there is no such job
             await nothing.wait(1)
 

@@ -23,7 +23,7 @@ from contrafact.v1 import audio_pb2, voice_pb2, voice_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from servers.orchestrator.voices.receiving import Received
+from servers.orchestrator.chunks import Received
 from servers.orchestrator.voices.store import NewVoice, VoiceStore
 from servers.orchestrator.voices.verification import Verdict
 from servers.storage import keys

@@ -73,7 +73,7 @@ class World:
             tasks.append(asyncio.create_task(self.use(user)))
             if user.cancelled_after is not None:
                 tasks.append(asyncio.create_task(self.cancel(tasks[-1], user.cancelled_after)))
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 100)
         assert not [error for error in ended if isinstance(error, Exception)]
 
     @staticmethod

@@ -35,14 +35,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", PROGRAM, *arguments],
         capture_output=True,
         text=True,
-        timeout=50,  # less than it would be stuck
+        timeout=58,  # less than it would be stuck
         check=False,
         cwd=Path(__file__).resolve().parents[2],
     )
 
 
 def test_a_stuck_loop_ends_its_process_and_says_where_it_was() -> None:
-    ended = run("1", "stuck")
+    ended = run("2", "stuck")
     assert ended.returncode == 1
     assert "in blocks_the_loop" in ended.stderr
     assert "in innocent" in ended.stderr  # all threads
@@ -50,7 +50,7 @@ def test_a_stuck_loop_ends_its_process_and_says_where_it_was() -> None:
 
 
 def test_a_loop_that_runs_is_left_alone() -> None:
-    ended = run("1", "well")
+    ended = run("2", "well")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended well\n", "")
 
 

@@ -16,10 +16,16 @@ from contrafact.v1 import (
     cover_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    mix_pb2,
+    mix_pb2_grpc,
+    project_pb2,
+    project_pb2_grpc,
     search_pb2,
     search_pb2_grpc,
     stem_pb2,
     stem_pb2_grpc,
+    style_pb2,
+    style_pb2_grpc,
     track_pb2,
     track_pb2_grpc,
     voice_pb2,
@@ -44,8 +50,11 @@ from servers.orchestrator.api.covers import CoverService
 from servers.orchestrator.api.creation import JobCreator
 from servers.orchestrator.api.jobs import JobService
 from servers.orchestrator.api.marks import MarkedStems
+from servers.orchestrator.api.mixes import MixService
+from servers.orchestrator.api.projects import ProjectService
 from servers.orchestrator.api.search import SearchService
 from servers.orchestrator.api.stems import StemService
+from servers.orchestrator.api.styles import StyleService
 from servers.orchestrator.api.tracks import TrackService
 from servers.orchestrator.api.uploads import Uploads
 from servers.orchestrator.api.voice_pool import VoicePoolService
@@ -59,7 +68,10 @@ from servers.orchestrator.jobs.load import Load
 from servers.orchestrator.jobs.queue import JobQueue
 from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.jobs.views import JobViews
+from servers.orchestrator.projects.store import ProjectStore
 from servers.orchestrator.scans.store import ScanStore
+from servers.orchestrator.styles.libraries import Libraries
+from servers.orchestrator.styles.store import StyleStore
 from servers.orchestrator.voices.importing import Importer
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
@@ -120,6 +132,12 @@ async def serve(config: Settings) -> None:
         if config.embedding_model != EMBEDDINGS:
             embedder = Embedder(triton, ModelKeeper(triton, EMBEDDER, config), config)
             listener = LearnedEmbeddings(embedder, patient=False)
+        styles = StyleService(
+            pool, objects, store, views, creator, StyleStore(pool), Libraries(pool, objects, redis, config), config
+        )
+        project_store = ProjectStore(pool, config.embedding_model)
+        projects = ProjectService(pool, objects, store, creator, project_store, config)
+        mixes = MixService(pool, objects, store, views, creator, hub, project_store)
         services = [
             _service("TrackService", track_pb2, track_pb2_grpc, tracks),
             _service("StemService", stem_pb2, stem_pb2_grpc, stems),
@@ -129,6 +147,9 @@ async def serve(config: Settings) -> None:
             _service("CoverService", cover_pb2, cover_pb2_grpc, covers),
             _service("ConversionService", conversion_pb2, conversion_pb2_grpc, conversion),
             _service("AnalysisService", analysis_pb2, analysis_pb2_grpc, analyses),
+            _service("StyleService", style_pb2, style_pb2_grpc, styles),
+            _service("ProjectService", project_pb2, project_pb2_grpc, projects),
+            _service("MixService", mix_pb2, mix_pb2_grpc, mixes),
             _service("SearchService", search_pb2, search_pb2_grpc, SearchService(pool, config, listener)),
         ]
         server = Server(config, services, OUTAGES)
@@ -156,6 +177,7 @@ async def _watch_models(server: Server, triton: Triton, config: Settings) -> Non
     needs = {
         _full_name("StemService", stem_pb2): (config.model,),
         _full_name("CoverService", cover_pb2): (config.model, config.voice_model),
+        _full_name("ProjectService", project_pb2): (config.model,),
         _full_name("ConversionService", conversion_pb2): (config.voice_model,),
     }
     while True:

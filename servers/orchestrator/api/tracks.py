@@ -27,7 +27,7 @@ from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
-from servers.orchestrator.tracks.register import clean_name, normal_tags
+from servers.orchestrator.tracks.register import clean_name, forget_unused, normal_tags, remove_bytes
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
 from servers.platform.identity import principal
@@ -174,15 +174,10 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
                 # A repeated request would take a completed upload's word for bytes that are gone.
                 uploads = await connection.fetch("DELETE FROM uploads WHERE track_id = $1 RETURNING id", row["id"])
                 await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
-                orphaned = await connection.fetchval(
-                    """DELETE FROM recordings r WHERE sha256 = $1
-                       AND NOT EXISTS (SELECT 1 FROM tracks t WHERE t.sha256 = r.sha256) RETURNING 1""",
-                    row["sha256"],
-                )
+                orphaned = await forget_unused(connection, row["sha256"])
             # After the commit: rows whose bytes are gone would be worse than bytes without a row.
-            if orphaned:
-                await self._objects.delete([row["object_key"]])
-                await self._objects.delete_prefix(keys.stems_prefix(row["sha256"]))
+            if orphaned is not None:
+                await remove_bytes(self._objects, row["sha256"], orphaned)
             for upload in uploads:
                 await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
 

@@ -26,6 +26,7 @@ from servers.orchestrator.pacing import paced
 from servers.orchestrator.tracks.register import (
     HEAD_BYTES,
     PROBE_SECONDS,
+    NewRecording,
     NewTrack,
     Registrar,
     check_head,
@@ -235,9 +236,10 @@ class Uploads:
                     raise invalid("EMPTY_FILE", "the upload has no bytes")
                 if upload["sha256"] and upload["sha256"] != sha256:
                     raise invalid("CHECKSUM_MISMATCH", "the bytes do not have the announced sha256", "spec.sha256")
-                new = NewTrack(upload["owner"], upload["display_name"], path, sha256, size, self._probe)
-                facts = await self._registrar.examine(new)
+                recording = NewRecording(path, sha256, size, self._probe)
+                facts = await self._registrar.examine(recording)
                 # To the end: a client that goes away now must not leave an object that nobody knows.
+                new = NewTrack(upload["owner"], upload["display_name"], recording)
                 track, existed = await to_the_end(self._store(upload, new, facts))
         except (ApiError, ObjectMissing) as error:
             # The same upload may have been completed, and its pieces removed, by a call that went before.

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
-import numpy as np
 from contrafact.engine.v1 import analyzer_pb2, analyzer_pb2_grpc
 
-from servers.media.blocks import BLOCK_FRAMES, Block
-from servers.orchestrator.engines.calls import Call, CallEnded
-from servers.orchestrator.engines.engine import Engine, EngineError, Feed
+from servers.media.blocks import Block
+from servers.orchestrator.engines.calls import Call
+from servers.orchestrator.engines.engine import Engine, EngineError, Feed, pieces
 from servers.platform.settings import Settings
 from servers.platform.slots import BACKGROUND
 
 # An analysis waits for its audio, and for all that goes before it: this only ends what would never end.
 _DEADLINE_SECONDS, _DEADLINE_FACTOR = 3600.0, 20.0
-_FLOAT = np.dtype("<f4")
 
 
 class AnalyzerError(EngineError):
@@ -94,13 +90,7 @@ class Analyzer(Engine):
             raise AnalyzerError(grpc.StatusCode.UNKNOWN, "", "the analysis ended without a report")
 
     async def _admitted(self, call: Call, feed: Any) -> None:
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                with contextlib.suppress(CallEnded):
-                    await call.write(analyzer_pb2.AnalyzeRequest(spec=feed.spec))
-                await call.read()  # its progress, which is none; raises what ended it
-        except TimeoutError:
-            raise self._stalled() from None
+        await self._first_answer(call, analyzer_pb2.AnalyzeRequest(spec=feed.spec))  # its progress, which is none
 
 
 def _features(response: analyzer_pb2.AnalyzeResponse) -> list[str]:
@@ -116,15 +106,8 @@ class _Feed(Feed):
         self.spec, self._blocks = spec, blocks
 
     async def _run(self) -> None:
-        spec, position = self.spec, 0
-        async for block in self._blocks:
-            if (block.sample_rate, block.channels) != (spec.sample_rate, spec.channels):
-                raise ValueError(f"{block.channels} channels of {block.sample_rate} Hz are not what was announced")
-            for offset in range(0, block.frames, BLOCK_FRAMES):
-                part = block.samples[:, offset : offset + BLOCK_FRAMES].astype(_FLOAT, copy=False)
-                piece = analyzer_pb2.AnalyzeBlock(start=block.start + offset, samples=part.tobytes())
-                await self._write(analyzer_pb2.AnalyzeRequest(block=piece))
-            position = block.end
-        if position < spec.frames:
-            raise ValueError(f"the blocks ended after {position} of {spec.frames} frames")
+        async with aclosing(pieces(self.spec, self._blocks)) as parts:
+            async for start, samples in parts:
+                block = analyzer_pb2.AnalyzeBlock(start=start, samples=samples)
+                await self._write(analyzer_pb2.AnalyzeRequest(block=block))
         await self._write(analyzer_pb2.AnalyzeRequest(end=analyzer_pb2.AnalyzeEnd()))

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import grpc
+import numpy as np
 from google.protobuf.message import Message
 
+from servers.media.blocks import BLOCK_FRAMES, Block
 from servers.orchestrator.engines.calls import Call, CallEnded, error_of
 from servers.platform import telemetry
 from servers.platform.server import CHANNEL_OPTIONS
@@ -21,6 +23,7 @@ from servers.platform.slots import Slots
 from servers.platform.tasks import to_the_end
 
 _AGAIN_SECONDS, _AGAIN_AT_MOST = 0.5, 5.0
+_FLOAT = np.dtype("<f4")
 
 
 class EngineError(Exception):
@@ -41,6 +44,33 @@ class EngineError(Exception):
     def __init__(self, status: grpc.StatusCode, reason: str, message: str) -> None:
         super().__init__(f"{self.engine}: {reason or status.name}: {message}")
         self.status, self.reason, self.message = status, reason, message
+
+
+class StreamSpec(Protocol):
+    """What a message says of a stream of audio."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+async def pieces(spec: StreamSpec, blocks: AsyncIterable[Block]) -> AsyncGenerator[tuple[int, bytes], None]:
+    """The first frame and the samples of each piece of ``blocks`` that is small enough to be sent.
+
+    Raises:
+        ValueError: a block is not what the spec says, or they end too early.
+        Exception: what ``blocks`` raises.
+    """
+    position = 0
+    async for block in blocks:
+        if (block.sample_rate, block.channels) != (spec.sample_rate, spec.channels):
+            raise ValueError(f"{block.channels} channels of {block.sample_rate} Hz are not what was announced")
+        for offset in range(0, block.frames, BLOCK_FRAMES):
+            part = block.samples[:, offset : offset + BLOCK_FRAMES].astype(_FLOAT, copy=False)
+            yield block.start + offset, part.tobytes()
+        position = block.end
+    if position < spec.frames:
+        raise ValueError(f"the blocks ended after {position} of {spec.frames} frames")
 
 
 class Feed(ABC):
@@ -70,9 +100,13 @@ class Feed(ABC):
     async def _run(self) -> None:
         """Write all there is."""
 
+    async def _begun(self) -> Call:
+        """Wait for the call."""
+        return await asyncio.shield(self._call)  # which is not to be cancelled with one who waits for it
+
     async def _write(self, request: Message) -> None:
         async with self._lock:
-            call = await asyncio.shield(self._call)  # which is not to be cancelled with one who waits for it
+            call = await self._begun()
             await call.write(request)
             self.written += 1
 
@@ -108,7 +142,19 @@ class Engine(ABC):
     async def _admitted(self, call: Call, feed: Any) -> None:
         """Return when the engine has taken ``call`` on. Raises grpc.RpcError if it refuses."""
 
-    async def _exchange(self, method: Any, seconds: float, feed: Feed, priority: int) -> AsyncGenerator[Any, None]:
+    async def _first_answer(self, call: Call, request: Message) -> Any:
+        """What comes back of the first ``request``. Raises grpc.RpcError, and EngineError if nothing comes."""
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                with contextlib.suppress(CallEnded):
+                    await call.write(request)
+                return await call.read()  # raises what ended it
+        except TimeoutError:
+            raise self._stalled() from None
+
+    async def _exchange(
+        self, method: Any, seconds: float, feed: Feed, priority: int, slots: Slots | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Call ``method`` once there is room, with ``feed`` to write; yield the responses.
 
         Args:
@@ -116,6 +162,7 @@ class Engine(ABC):
             seconds: deadline of the call.
             feed: writes the requests.
             priority: 1 begins before 2 when both wait for room.
+            slots: the room, if it is another than that of most calls.
 
         Raises:
             EngineError: the engine refused, failed or is away.
@@ -125,7 +172,7 @@ class Engine(ABC):
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout_at(give_up):
-                    await held.enter_async_context(self._slots.hold(priority))
+                    await held.enter_async_context((slots or self._slots).hold(priority))
             except TimeoutError:
                 message = f"others left no room for {self._wait_seconds:g} s"
                 raise self.error(grpc.StatusCode.RESOURCE_EXHAUSTED, self.error.full, message) from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from servers.orchestrator.jobs.findings import PAGE, Finding, Stores
-from servers.storage.database import Connection, Row, exclusive
+from servers.storage.database import Connection, exclusive
 from servers.storage.objects import ObjectMissing
 
 FEW_ORIGINALS = 20
@@ -38,10 +38,16 @@ class _Area:
 
 @dataclass(frozen=True, slots=True)
 class _Content(_Area):
-    """Each of its objects has a row of its own: in ``table``, whose column ``name`` is in the key."""
+    """Each of its objects is named by a row of ``table``, whose column ``name`` is in the key.
+
+    ``columns`` are those that have the key of an object and its size in bytes; ``forget``, which is to be completed
+    by a condition, makes a row forget its object.
+    """
 
     table: str
     name: str
+    columns: tuple[tuple[str, str], ...] = (("object_key", "size_bytes"),)
+    forget: str = ""
 
 
 _TRACKS = _Content(
@@ -49,6 +55,21 @@ _TRACKS = _Content(
 )
 _STEMS = _Content("stems/", f"SELECT 1 FROM stems WHERE sha256 = {_NAME} AND object_key = key", "stems", "sha256")
 _COVERS = _Content("covers/", f"SELECT 1 FROM covers WHERE id = {_UUID} AND object_key = key", "covers", "id")
+_LIBRARIES = _Content(
+    "styles/",
+    f"SELECT 1 FROM grain_libraries WHERE id = {_UUID} AND key IN (object_key, preview_key)",
+    "grain_libraries",
+    "id",
+    (("object_key", "size_bytes"), ("preview_key", "preview_bytes")),
+)
+_LAYERS = _Content("layers/", f"SELECT 1 FROM layers WHERE id = {_UUID} AND object_key = key", "layers", "id")
+_MIXES = _Content(
+    "mixes/",
+    f"SELECT 1 FROM mixes WHERE id = {_UUID} AND object_key = key",
+    "mixes",
+    "id",
+    forget="UPDATE mixes SET object_key = NULL, rendered_revision = NULL, rendered_job = NULL",
+)
 _LIVE = _Area(
     "live/",
     f"""SELECT 1 FROM live_pieces WHERE job_id = {_UUID}
@@ -69,7 +90,7 @@ async def orphans(stores: Stores, dry_run: bool) -> list[Finding]:
     await _check_acquaintance(stores)
     day = dt.timedelta(days=stores.settings.orphan_original_days)
     findings = []
-    for area in (_TRACKS, _STEMS, _COVERS, _LIVE, _UPLOADS):
+    for area in (_TRACKS, _STEMS, _COVERS, _LIBRARIES, _LAYERS, _MIXES, _LIVE, _UPLOADS):
         async with _listed(stores, area.prefix) as connection:
             age = day if area is _TRACKS else dt.timedelta()
             findings.append(await _objects_without_rows(stores, dry_run, connection, area, age))
@@ -143,12 +164,21 @@ async def _objects_without_rows(
 async def _rows_without_objects(stores: Stores, dry_run: bool, connection: Connection, area: _Content) -> Finding:
     """Remove rows whose object is gone, so that it is made again when it is asked for; never those of originals."""
     finding = Finding(f"{area.table} whose object is gone")
+    for column, size in area.columns:
+        await _rows_without(stores, dry_run, connection, area, column, size, finding)
+    return finding
+
+
+async def _rows_without(
+    stores: Stores, dry_run: bool, connection: Connection, area: _Content, column: str, size: str, finding: Finding
+) -> None:
+    """Remove rows without the object that ``column`` names."""
     last = ""
     while True:
         rows = await connection.fetch(
-            f"""SELECT object_key AS key, size_bytes, {area.name} AS name FROM {area.table}
-                WHERE object_key > $1 AND NOT EXISTS (SELECT 1 FROM listed WHERE key = object_key)
-                ORDER BY object_key LIMIT $2""",
+            f"""SELECT {column} AS key, {size} AS size_bytes, {area.name} AS name FROM {area.table}
+                WHERE {column} > $1 AND NOT EXISTS (SELECT 1 FROM listed WHERE listed.key = {column})
+                ORDER BY {column} LIMIT $2""",
             last,
             PAGE,
             timeout=_COMPARING_SECONDS,
@@ -159,16 +189,13 @@ async def _rows_without_objects(stores: Stores, dry_run: bool, connection: Conne
                     removed = not dry_run and area is not _TRACKS
                     finding.add([(row["key"], row["size_bytes"])], removed=removed)
                     if removed:
-                        await _remove_row(holder, area, row)
+                        forget = area.forget or f"DELETE FROM {area.table}"
+                        await holder.execute(
+                            f"{forget} WHERE {area.name} = $1 AND {column} = $2", row["name"], row["key"]
+                        )
         if len(rows) < PAGE:
-            return finding
+            return
         last = rows[-1]["key"]
-
-
-async def _remove_row(connection: Connection, area: _Content, row: Row) -> None:
-    await connection.execute(
-        f"DELETE FROM {area.table} WHERE {area.name} = $1 AND object_key = $2", row["name"], row["key"]
-    )
 
 
 async def _is_missing(stores: Stores, key: str) -> bool:

@@ -12,23 +12,28 @@ from servers.orchestrator.jobs.findings import CleanUp, Stores
 from servers.orchestrator.jobs.leftovers import half_transfers, live_pieces, stale_uploads
 from servers.orchestrator.jobs.orphans import orphans
 from servers.orchestrator.jobs.queue import WAKING, JobQueue, QueueUnavailable
-from servers.orchestrator.jobs.retention import ended_jobs, ended_scans, idle_stems
+from servers.orchestrator.jobs.retention import ended_jobs, ended_scans, idle_layers, idle_stems
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.styles.removal import lost_libraries, unused_libraries, unused_recordings
 from servers.platform import telemetry
 
 DISPATCH = "dispatch"
 _ROUNDS_SECONDS = 3.0  # some rounds of it, on a machine that is busy
 _HOUR = 3600.0
 
-# In this order: what the first leave without a row or an object, the last would find.
+# In this order: what the first leave without a row or an object, the next would find.
 CLEAN_UPS: dict[str, CleanUp] = {
     "live_pieces": live_pieces,
     "stale_uploads": stale_uploads,
     "ended_jobs": ended_jobs,
     "ended_scans": ended_scans,
     "idle_stems": idle_stems,
+    "idle_layers": idle_layers,
+    "unused_libraries": unused_libraries,
+    "unused_recordings": unused_recordings,
     "half_transfers": half_transfers,
     "orphans": orphans,
+    "lost_libraries": lost_libraries,
 }
 
 

@@ -1,4 +1,4 @@
-"""How long what could be made again, or is only history, is kept: ended jobs and scans, and stems nobody uses."""
+"""How long what could be made again, or is only history, is kept: ended jobs and scans, unused stems and layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from servers.storage.database import Connection, Pool, Row, exclusive
 
 _USED_ANEW = dt.timedelta(days=1)  # how exactly the last use is known
 
-_IDLE = """used_at < now() - $1::interval AND NOT EXISTS (
-               SELECT 1 FROM jobs JOIN tracks ON tracks.id = track_id
-               WHERE tracks.sha256 = stems.sha256 AND state IN ('QUEUED', 'RUNNING'))"""
+
+def _unused(table: str) -> str:
+    """Whether nobody has used a row of ``table`` for the interval $1, and no job is to work on its recording."""
+    return f"""used_at < now() - $1::interval AND NOT EXISTS (
+                   SELECT 1 FROM jobs JOIN tracks ON tracks.id = track_id
+                   WHERE tracks.sha256 = {table}.sha256 AND state IN ('QUEUED', 'RUNNING'))"""
+
+
+_IDLE = f"""{_unused("stems")} AND NOT EXISTS (
+                SELECT 1 FROM projects JOIN tracks ON tracks.id = track_id
+                WHERE tracks.sha256 = stems.sha256 AND projects.model = split_part(stems.model, '-', 1))"""
 
 
 async def stem_used(database: Pool | Connection, row: Row) -> None:
@@ -81,7 +89,7 @@ async def ended_scans(stores: Stores, dry_run: bool) -> list[Finding]:
 
 
 async def idle_stems(stores: Stores, dry_run: bool) -> list[Finding]:
-    """Remove stems that nobody used for long, but none of a recording that a job is to work on."""
+    """Remove stems that nobody used for long, but none that a project needs, or of a recording that a job works on."""
     finding = Finding("stems nobody used for long")
     kept = dt.timedelta(days=stores.settings.stem_retention_days)
     last = ""
@@ -116,3 +124,33 @@ async def _remove_stems(stores: Stores, sha256: str, kept: dt.timedelta, found: 
         )
         await stores.objects.delete([row["object_key"] for row in rows])
     return rows
+
+
+async def idle_layers(stores: Stores, dry_run: bool) -> list[Finding]:
+    """Remove layers that nobody used for long, but none of a recording that a job is to work on."""
+    finding = Finding("layers nobody used for long")
+    kept = dt.timedelta(days=stores.settings.layer_retention_days)
+    last = UUID(int=0)
+    while True:
+        rows = await stores.pool.fetch(
+            f"SELECT id, object_key, size_bytes FROM layers WHERE {_unused('layers')} AND id > $2 ORDER BY id LIMIT $3",
+            kept,
+            last,
+            PAGE,
+        )
+        for row in rows:
+            if not dry_run:
+                # Against who publishes the same anew between the two steps.
+                async with exclusive(stores.pool, str(row["id"])) as connection:
+                    gone = await connection.fetchval(
+                        f"DELETE FROM layers WHERE {_unused('layers')} AND id = $2 RETURNING object_key",
+                        kept,
+                        row["id"],
+                    )
+                    if gone is None:
+                        continue
+                    await stores.objects.delete([gone])
+            finding.add([(row["object_key"], row["size_bytes"])], removed=not dry_run)
+        if len(rows) < PAGE:
+            return [finding]
+        last = rows[-1]["id"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from contrafact.v1 import audio_pb2, job_pb2
@@ -41,9 +43,23 @@ def in_steps(samples: Samples) -> Samples:
     return np.asarray(np.rint(samples * _STEPS) / _STEPS, np.float32)
 
 
-def _as_stored(samples: Samples) -> Samples:
-    """What a checkpoint gives back for ``samples``."""
+def as_stored(samples: Samples) -> Samples:
+    """What a lossless file, or a checkpoint, gives back for ``samples``."""
     return np.asarray(np.clip(in_steps(samples), -1, 1 - 1 / _STEPS), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How much audio a file is to have: its rate in Hz, channels, frames."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+
+    @classmethod
+    def of(cls, recording: Row) -> Self:
+        """As much as ``recording``, with as many channels as results of it have."""
+        return cls(recording["sample_rate"], channels(recording), recording["frames"])
 
 
 class GrowingFiles:
@@ -55,25 +71,33 @@ class GrowingFiles:
         self._checkpoint_seconds = checkpoint_seconds
 
     def new(
-        self, run: JobRun, recording: Row, name: str, audio_format: AudioFormat, tags: Mapping[str, str] | None = None
+        self,
+        run: JobRun,
+        like: Row | Shape,
+        name: str,
+        audio_format: AudioFormat,
+        tags: Mapping[str, str] | None = None,
+        *,
+        announced: bool = True,
     ) -> GrowingFile:
-        """One as long as ``recording``, at its rate, with as many channels as results of it have."""
+        """One of that shape, or that of results of a recording; nobody listens to one that is not ``announced``."""
+        shape = like if isinstance(like, Shape) else Shape.of(like)
 
         def output(part: str, part_format: AudioFormat) -> _Output:
             encoder = Encoder(
                 part_format,
-                sample_rate=recording["sample_rate"],
-                channels=channels(recording),
-                frames=recording["frames"],
+                sample_rate=shape.sample_rate,
+                channels=shape.channels,
+                frames=shape.frames,
                 tags=tags,
             )
-            return _Output(run, self._pool, self._objects, part, encoder, announced=part == name)
+            return _Output(run, self._pool, self._objects, part, encoder, announced=announced and part == name)
 
         checkpoint = None
-        long = recording["frames"] > self._checkpoint_seconds * recording["sample_rate"]
+        long = shape.frames > self._checkpoint_seconds * shape.sample_rate
         if audio_format not in LOSSLESS and long:
             checkpoint = output(f"{name}.checkpoint", AudioFormat.FLAC)
-        return GrowingFile(recording, output(name, audio_format), checkpoint)
+        return GrowingFile(shape, output(name, audio_format), checkpoint)
 
 
 class GrowingFile:
@@ -82,7 +106,7 @@ class GrowingFile:
     Put one after the other, the objects are the finished file, byte for byte.
 
     Attributes:
-        name: That of a stem, or "cover".
+        name: That of a stem, "cover", "mix" or "layer.{stem}".
         frames: How many it has, those included that the encoder holds back.
         counted: How many peak and clipped are of: some more while it is replayed.
         peak: The highest magnitude of their samples.
@@ -90,13 +114,13 @@ class GrowingFile:
             count, though FLAC stores it one step of 2^-23 lower.
     """
 
-    def __init__(self, recording: Row, output: _Output, checkpoint: _Output | None = None) -> None:
+    def __init__(self, shape: Shape, output: _Output, checkpoint: _Output | None = None) -> None:
         self.name = output.name
         self.encoder = output.encoder
         self.format = output.encoder.format
         self.frames = self.counted = self.clipped = 0
         self.peak = 0.0
-        self._recording = recording
+        self._shape = shape
         self._output = output
         self._checkpoint = checkpoint
 
@@ -131,7 +155,7 @@ class GrowingFile:
         unfinished = UnfinishedFile(
             stored.format,
             sample_rate=stored.output_rate,
-            channels=channels(self._recording),
+            channels=self._shape.channels,
             frames=stored.output_frames,
         )
         try:
@@ -148,12 +172,12 @@ class GrowingFile:
             telemetry.log().warning("a checkpoint is damaged", stem=self.name, error=str(error))
 
     async def _add(self, samples: Samples) -> Block:
-        block = Block(samples, self._recording["sample_rate"], self.frames)
+        block = Block(samples, self._shape.sample_rate, self.frames)
         await asyncio.to_thread(self._count, block)
         self.frames = block.end
         if self._checkpoint is not None:
             # Both encode the same: so it makes no difference whether it comes out of a checkpoint.
-            samples = await asyncio.to_thread(_as_stored, samples)
+            samples = await asyncio.to_thread(as_stored, samples)
             await self._checkpoint.write(samples, self)
         await self._output.write(samples, self)
         return block

@@ -16,7 +16,14 @@ from servers.media.errors import MediaError, Reason
 from servers.media.probe import TrackFacts, probe_isolated
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.pipelines.failures import told_to_the_caller
-from servers.orchestrator.tracks.register import HEAD_BYTES, PROBE_SECONDS, NewTrack, Registrar, check_head
+from servers.orchestrator.tracks.register import (
+    HEAD_BYTES,
+    PROBE_SECONDS,
+    NewRecording,
+    NewTrack,
+    Registrar,
+    check_head,
+)
 from servers.platform.settings import Settings
 from servers.storage.database import Connection, Pool
 from servers.storage.objects import ObjectMissing, ObjectStore
@@ -53,8 +60,8 @@ class ImportPipeline:
             sha256, size = await self._fetch(spec.object, path)
             await run.progress(FETCHED)
             await run.stage("PROBE")
-            new = NewTrack(run.row["owner"], spec.object, path, sha256, size, self._probe, spec.tags)
-            facts = await self._registrar.examine(new)
+            recording = NewRecording(path, sha256, size, self._probe)
+            facts = await self._registrar.examine(recording)
             await run.progress(PROBED)
             await run.stage("PUBLISH")
 
@@ -65,6 +72,7 @@ class ImportPipeline:
                     "UPDATE jobs SET track_id = $2, spec = $3 WHERE id = $1", run.id, track_id, made
                 )
 
+            new = NewTrack(run.row["owner"], spec.object, recording, spec.tags)
             await self._registrar.register(new, facts, write_down)
 
     async def _fetch(self, key: str, path: Path) -> tuple[str, int]:

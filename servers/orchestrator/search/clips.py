@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 import grpc
 from contrafact.engine.v1 import analyzer_pb2
-from contrafact.v1 import analysis_pb2, audio_pb2, search_pb2
+from contrafact.v1 import analysis_pb2, search_pb2
 
 from servers.inference.asking import InferenceFailed, InferenceRefused
 from servers.inference.keeper import ModelUnavailable
-from servers.media.blocks import Block
-from servers.media.decode import decode
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
-from servers.orchestrator.chunks import check_sum
+from servers.orchestrator.chunks import Expected, receive
 from servers.orchestrator.engines.analyzer import AnalyzerError
 from servers.orchestrator.engines.embedder import Listener
 from servers.orchestrator.pacing import paced
+from servers.orchestrator.stretches import part, stretch
 from servers.platform import telemetry
 from servers.platform.errors import ApiError, invalid
 from servers.platform.settings import Settings
@@ -57,37 +56,14 @@ class Clips:
                 raise invalid("SPEC_MISSING", "the first message must be the specification", "spec")
             with tempfile.TemporaryDirectory(prefix="contrafact-", dir=self._settings.temporary_folder) as folder:
                 path = Path(folder) / "clip"
-                await self._receive(in_time, path)
+                await receive(in_time, path, Expected("the clip", self._settings.max_clip_bytes, self._too_large))
                 return await self._embedding(path, await self._probe(path), first.spec)
         finally:
             self._active -= 1
 
-    async def _receive(self, requests: Requests, path: Path) -> None:
-        size = 0
-        with path.open("wb") as file:
-            async for request in requests:
-                match request.WhichOneof("payload"):
-                    case "chunk":
-                        self._check(request.chunk, size)
-                        file.write(request.chunk.data)
-                        size += len(request.chunk.data)
-                    case "end":
-                        if request.end.size_bytes != size:
-                            raise invalid("SIZE_MISMATCH", f"{size} bytes came, not as many as said", "end.size_bytes")
-                        return
-                    case _:
-                        raise invalid("UNEXPECTED_SPEC", "the specification comes once, first", "spec")
-        raise invalid("END_MISSING", "the stream ended before the end of the clip was said", "end")
-
-    def _check(self, chunk: audio_pb2.DataChunk, position: int) -> None:
+    def _too_large(self, field: str) -> ApiError:
         limit = self._settings.max_clip_bytes
-        if chunk.offset != position:
-            message = f"offset {chunk.offset} does not follow: {position} is next"
-            raise invalid("OFFSET_MISMATCH", message, "chunk.offset", expected_offset=str(position))
-        if position + len(chunk.data) > limit:
-            message = f"a clip has at most {limit} bytes"
-            raise invalid("CLIP_TOO_LARGE", message, "chunk.data", limit_bytes=str(limit))
-        check_sum(chunk, "chunk", f"the chunk at offset {chunk.offset} was damaged on its way; send the clip again")
+        return invalid("CLIP_TOO_LARGE", f"a clip has at most {limit} bytes", field, limit_bytes=str(limit))
 
     async def _probe(self, path: Path) -> TrackFacts:
         try:
@@ -100,8 +76,7 @@ class Clips:
         rate = facts.sample_rate
         if rate < LOWEST_RATE:
             raise invalid("SAMPLE_RATE_TOO_LOW", f"the clip has {rate} Hz; {LOWEST_RATE} are needed", "chunk")
-        start = min(round(min(clip.start_seconds, facts.frames / rate) * rate), facts.frames)
-        frames = min(facts.frames - start, round((clip.seconds or LONGEST_SECONDS) * rate))
+        start, frames = part(clip.start_seconds, clip.seconds or LONGEST_SECONDS, rate, facts.frames)
         if frames < 1:
             raise invalid("STRETCH_OUTSIDE", "nothing of the clip is there", "spec.start_seconds")
         spec = analyzer_pb2.AnalyzeSpec(
@@ -113,7 +88,7 @@ class Clips:
         features = analysis_pb2.Features()
         try:
             async with (
-                aclosing(_stretch(path, start, frames)) as blocks,
+                aclosing(stretch(path, start, frames)) as blocks,
                 aclosing(self._listener.analyze(spec, blocks, priority=INTERACTIVE)) as responses,
             ):
                 async for response in responses:
@@ -142,17 +117,6 @@ class Clips:
             reason, message = next(((one.reason, one.message) for one in features.unknown), ("", "it is unknown"))
             raise invalid("NO_EMBEDDING", f"what the clip sounds like cannot be told: {message}", "chunk", cause=reason)
         return features.embedding
-
-
-async def _stretch(path: Path, start: int, frames: int) -> AsyncGenerator[Block, None]:
-    """``frames`` frames of a file from ``start`` on, as blocks from frame 0."""
-    async with aclosing(decode(path, start=start)) as blocks:
-        async for block in blocks:
-            samples = block.samples[:, : max(0, start + frames - block.start)]
-            if samples.shape[1]:
-                yield Block(samples, block.sample_rate, block.start - start)
-            if block.end >= start + frames:
-                return
 
 
 def _too_many() -> ApiError:

@@ -19,8 +19,9 @@ import grpc
 from contrafact.v1 import voice_pb2
 
 from servers.media.probe import TrackFacts
+from servers.orchestrator.chunks import Received
 from servers.orchestrator.pacing import paced
-from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Received, Receiver
+from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Receiver
 from servers.orchestrator.voices.store import NewVoice, VoiceStore
 from servers.orchestrator.voices.verification import Register, Verifier, check_register
 from servers.platform import telemetry

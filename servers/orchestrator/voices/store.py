@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from servers.inference.voices import VoiceFiles
-from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Received
+from servers.orchestrator.chunks import Received
+from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS
 from servers.orchestrator.voices.verification import Register, Verdict
 from servers.storage.database import Connection, Pool, Row
 

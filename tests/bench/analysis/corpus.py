@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servers.analyzer.embedding import EmbeddingFeature
-from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.logspectrum import FFT_LENGTH, HOP, Samples
+from servers.media.frames import Framer, power_spectra
 from tests.analyzer.changes import CHANGES
 from tests.analyzer.pieces import piece
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servers.analyzer.envelope import FRAME, HOP, EnvelopeFeature, Samples
-from servers.analyzer.frames import Framer, power_spectra
 from servers.analyzer.tempo import find_tempo
 from servers.analyzer.unknown import Unknown
+from servers.media.frames import Framer, power_spectra
 from servers.media.synthetic import make_stems
 from tests.analyzer.rhythms import RATE, Rhythm, clicks, drums, mixed, notes, strums, without_beat
 

@@ -516,7 +516,7 @@ class TraceResponse(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def notes(self) -> Global___NoteBatch:
-        """Notes."""
+        """Notes. Without any it says how far it came, or only that it works, at least every 5 s."""
 
     @_builtins.property
     def report(self) -> Global___TraceReport:
@@ -675,7 +675,7 @@ class RenderResponse(_message.Message):
 
     @_builtins.property
     def block(self) -> Global___GrainsBlock:
-        """Some audio, in order."""
+        """Some audio, in order. Without samples it is a sign of life, given at least every 5 s."""
 
     @_builtins.property
     def report(self) -> Global___RenderReport:

@@ -170,11 +170,13 @@ class MixInput(_message.Message):
     """Gain in dB, on top of what loudness matching gives."""
     loudness_reference: _builtins.str
     """Name of the input whose loudness this one is to have, by at most ±12 dB; empty: it keeps its own. Both are measured
-    as they are sent, before gains: ITU-R BS.1770 gated loudness from the start to 2 s ahead. The gain changes by at
-    most 6 dB a second, and holds while there is nothing to compare.
+    as they are sent, before gains, and where they lie: ITU-R BS.1770 gated loudness from the start of the mix to 2 s
+    ahead. The gain changes by at most 6 dB a second, and holds while there is nothing to compare.
     """
     reference_only: _builtins.bool
-    """Only measured, not heard: gain_db and all below say nothing then, but for its rate, channels and frames."""
+    """Only measured, not heard: gain_db and all below say nothing then, but for its rate, channels and frames. It begins
+    where the mix does.
+    """
     pan: _builtins.float
     """Where it is in stereo, from -1, left, to 1, right. Of a mono input in a stereo mix, constant power: cos and sin of
     (1 + pan) * pi / 4, times the square root of 2, so that in the middle it is as it was in both channels. Of a stereo
@@ -185,9 +187,13 @@ class MixInput(_message.Message):
     solo: _builtins.bool
     """Of all inputs only those that say so are heard, unless they are muted."""
     fade_in_frames: _builtins.int
-    """Length of its fade in, from its first frame on, in frames of the mix: the gain rises as the sine of 0 to pi / 2."""
+    """Length of its fade in, from its first frame on, in frames of the mix: the gain rises as the sine of 0 to pi / 2,
+    taken at the middle of each frame. Fades in and out that overlap in full have constant power.
+    """
     fade_out_frames: _builtins.int
-    """Length of its fade out, to its last frame or, if that comes first, the mix's, in frames of the mix."""
+    """Length of its fade out, to its last frame or, if that comes first, the mix's, in frames of the mix: the mirror
+    image.
+    """
     offset: _builtins.int
     """Frame of the mix at which it begins; below 0, its beginning is not heard. What is beyond the end is not, either."""
     sample_rate: _builtins.int
@@ -195,7 +201,7 @@ class MixInput(_message.Message):
     channels: _builtins.int
     """Its channels, 1 or 2; 0: those of the mix. Mono is heard in both, stereo is averaged in a mono mix."""
     frames: _builtins.int
-    """Exactly how many frames it has, at its rate; 0: as many as the mix, which must be of its rate."""
+    """Exactly how many frames it has, at its rate; 0: as many as the mix, which must be of its rate. Silence follows."""
     def __init__(
         self,
         *,
@@ -340,21 +346,24 @@ class MixReport(_message.Message):
     GAIN_DB_FIELD_NUMBER: _builtins.int
     integrated_lufs: _builtins.float
     """Integrated loudness of the mix (ITU-R BS.1770-4, gated), in LUFS; absent: all of it is silence or shorter than
-    0.4 s.
+    0.4 s, or only its peak was to be measured.
     """
     true_peak_db: _builtins.float
-    """True peak of the mix (ITU-R BS.1770-4 annex 2: 8 times oversampled), in dBTP; absent: digital silence."""
+    """True peak of the mix (ITU-R BS.1770-4 annex 2: 8 times oversampled), in dBTP; absent: digital silence, or
+    measure_only.
+    """
     max_gain_reduction_db: _builtins.float
     """By how many dB the limiter lowered the mix where it did so most; 0: nowhere."""
     peak: _builtins.float
     """Largest magnitude of the mix's samples."""
     gain_db: _builtins.float
-    """Gain of the sum that reaches what normalization asks for, in dB: gain_db of the spec and what is missing; that of
-    the spec if it asks for nothing, or if the mix is silent. Only with measure_only is it exact where the limiter works.
+    """Gain of the sum that reaches what normalization asks for, in dB: gain_db of the spec and what is missing, within
+    ±120; that of the spec if it asks for nothing, or if there is nothing to measure. Only with measure_only is it
+    exact where the limiter works.
     """
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoudnessMatch]:
-        """What loudness matching did, for each input that asked for it."""
+        """What loudness matching did, for each input that asked for it and is heard."""
 
     def __init__(
         self,

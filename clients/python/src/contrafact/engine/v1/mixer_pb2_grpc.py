@@ -49,18 +49,23 @@ class MixerServiceServicer:
     def Mix(self, request_iterator, context):
         """Mixes up to 64 streams into one.
 
-        The client sends the spec, then blocks of all inputs, then the end. Blocks of one input come in order and without
-        gaps; those of different inputs in any order, but no input may be more than 60 s, or 4,194,304 frames, or its share
-        of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix. The server answers with the mix in order, each part as soon as half a second of
-        it is known (with loudness matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What
-        comes out does not depend on how the inputs were cut into blocks. Read while writing: who does not read the mix
-        is not read from.
+        The client sends the spec, then blocks of the inputs, then the end. Blocks of one input come in order and without
+        gaps; those of different inputs in any order, but none may be more than 60 s of the mix, or 4,194,304 frames of it,
+        or its share of 67,108,864 frames of all inputs, ahead of what the one that has come least far adds to the mix.
+
+        An input need not be sent if no sample of the mix depends on it: if it is muted, or others are soloed, and it is no
+        reference of one that is heard; or if it lies outside the mix. What lies beyond the end of the mix need not be
+        sent, either (of another rate: what lies more than a second beyond it). If it is sent, it is checked and dropped.
+
+        The server answers with the mix in order, each part as soon as half a second of it is known (with loudness
+        matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What comes out does not depend on
+        how the inputs were cut into blocks. Read while writing: who does not read the mix is not read from.
 
         Errors, beside INVALID_FIELD for what breaks a rule below (all INVALID_ARGUMENT unless noted):
         SPEC_MISSING, SPEC_REPEATED: messages out of place;
         UNKNOWN_INPUT, WRONG_START, WRONG_SIZE, INVALID_SAMPLES (NaN, infinity or beyond ±1,000,000), TOO_MANY_FRAMES:
         a block that does not fit, the field at fault named;
-        TOO_FEW_FRAMES: the end came before all frames of all inputs;
+        TOO_FEW_FRAMES: the end came before all frames that must be sent;
         STREAM_BROKEN: the stream ended without an end message;
         RAN_AHEAD (RESOURCE_EXHAUSTED): an input came too far ahead of another;
         TOO_MANY_MIXES (RESOURCE_EXHAUSTED): the server is busy, try again.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from servers.analyzer.analysis import Feature
-from servers.analyzer.mono import Mono
+from servers.media.mono import Mono
 from tests.analyzer.streams import RATE, Samples, band, expected
 from tests.media.signals import noise
 

@@ -6,7 +6,7 @@ import librosa
 import numpy as np
 import pytest
 
-from servers.analyzer import mel
+from servers.media import mel
 
 
 @pytest.mark.parametrize(("rate", "frame", "bands"), [(22_050, 2048, 128), (16_000, 512, 40), (44_100, 4096, 64)])

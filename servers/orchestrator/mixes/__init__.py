@@ -1,0 +1,1 @@
+"""Mixes: how they are configured, and what they are made of."""

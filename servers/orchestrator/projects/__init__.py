@@ -1,0 +1,1 @@
+"""Projects: tracks prepared for mixing."""

@@ -1,0 +1,1 @@
+"""Styles: sounds that were cut into grain libraries."""
