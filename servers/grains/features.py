@@ -70,7 +70,8 @@ def brightness_of(segments: Samples | Sequence[Samples], rate: int) -> Samples:
         float32 ``[n]``, in Hz; 0 of silence.
     """
     result = np.zeros(len(segments), np.float32)
-    for which, covering in coverings(segments, fft.next_fast_len(round(_FRAME_SECONDS * rate), real=True)):
+    longest = 16 * fft.next_fast_len(round(_FRAME_SECONDS * rate / 16), real=True)  # fast to transform if halved, too
+    for which, covering in coverings(segments, longest):
         sums = np.zeros((2, len(covering.owners)))
         hz = np.arange(covering.length // 2 + 1) * (rate / covering.length)
         for batch, frames, lengths in covering.batches():

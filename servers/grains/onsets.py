@@ -27,7 +27,7 @@ _DELTA_DB, _TIMES_MEAN = 0.6, 1.5
 _MEAN_BEFORE, _MEAN_AFTER = 10, 7  # frames
 _HIGHEST_WITHIN = 3  # frames on both sides
 
-BACK_SECONDS, LATE_SECONDS = 0.041, 0.012
+BACK_SECONDS, LATE_SECONDS = 0.041, 0.02
 """How far before an onset that was found, or after it, its first sample may be."""
 _NOTHING = 1e-5  # of the largest magnitude
 _TINY = 1e-20
@@ -134,7 +134,7 @@ class _Stretch:
     price: float
 
 
-_ROUGH = _Stretch(0.03, 0.01, -0.005, 0.01, 0.1)
+_ROUGH = _Stretch(0.03, 0.018, -0.005, 0.01, 0.1)
 _FINE = _Stretch(0.01, 0.001, 0.0, 0.005, 0.02)
 
 
@@ -156,7 +156,7 @@ def refined(mono: Samples, onsets: Positions, rate: int) -> tuple[Positions, Val
         how clear each is: logarithm of the likelihood ratio, for each sample, of samples that get louder there.
     """
     margin = round((_ROUGH.before + _FINE.before + _ROUGH.after + _FINE.after) * rate)
-    padded = np.pad(np.pad(mono, (margin, 0)), (0, margin), mode="edge")  # that it ends is no change
+    padded = np.pad(mono, margin)
     both = (padded, np.diff(padded, prepend=padded[:1]))
     at_once = max(1, _BATCH_SAMPLES // margin)
     places, clarity = onsets + margin, np.zeros(len(onsets))

@@ -20,10 +20,10 @@ from servers.grains.notes import Notes, no_notes, to_messages
 from servers.grains.preview import preview
 from servers.grains.rendering import Rendering
 from servers.grains.trace import TRACE_VERSION, Tracing
-from servers.media.blocks import BLOCK_FRAMES
 from servers.media.received import Received, Samples
 from servers.platform.errors import invalid
 from servers.platform.slots import Slots
+from servers.platform.tasks import to_the_end
 from servers.platform.turns import Turns
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ MAX_BUILDS = 4
 """At once. Each holds its sound: 423 MB of 20 minutes at 44.1 kHz in stereo."""
 MAX_UPLOADS = 4
 """Libraries that are received and decoded at once. Each is held as it was sent, and decoded."""
+STEP_FRAMES = 16_384
+"""The most that is traced or played in a step."""
 SIGN_SECONDS = 1.0
 """When nothing else was to be said for so long, a sign of life is given."""
 
@@ -75,7 +77,7 @@ class Running(ABC):
                         yield self._sign()
                 finally:
                     coming.cancel()
-                    await asyncio.wait([coming])
+                    await to_the_end(_ended(coming))
                 response = coming.result()
                 if response is None:
                     return
@@ -152,7 +154,7 @@ class Following(Running):
 
         def take(block: pb.GrainsBlock) -> list[Samples]:
             samples = received.block(block.start, block.samples)
-            return np.array_split(samples, range(BLOCK_FRAMES, samples.shape[1], BLOCK_FRAMES), axis=1)
+            return np.array_split(samples, range(STEP_FRAMES, samples.shape[1], STEP_FRAMES), axis=1)
 
         def told(notes: Notes, until: int) -> list[pb.NoteBatch]:
             report.notes += len(notes)
@@ -220,7 +222,7 @@ class Playing(Running):
 
         def play(notes: Notes) -> list[pb.RenderResponse]:
             start = rendering.position
-            samples = rendering.add(notes, min(until, start + BLOCK_FRAMES))
+            samples = rendering.add(notes, min(until, start + STEP_FRAMES))
             return [pb.RenderResponse(block=block) for block in messages.audio(start, samples)]
 
         while len(notes) or rendering.position < until:
@@ -230,6 +232,11 @@ class Playing(Running):
 
     def _sign(self) -> pb.RenderResponse:
         return pb.RenderResponse(block=pb.GrainsBlock())
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for a task, whatever becomes of it."""
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _between(requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

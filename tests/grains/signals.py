@@ -108,7 +108,7 @@ def hat(random: np.random.Generator, count: float = 0.12) -> Samples:
 def snare(random: np.random.Generator, count: float = 0.12) -> Samples:
     time = seconds(count)
     skin = np.sin(2 * np.pi * random.uniform(160, 220) * time) * np.exp(-30 * time)
-    return scaled(3 * noise(random, count) * np.exp(-20 * time) + 0.4 * skin)
+    return scaled(noise(random, count) * np.exp(-20 * time) + 0.04 * skin)
 
 
 def clap(random: np.random.Generator, count: float = 0.12) -> Samples:

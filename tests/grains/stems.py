@@ -128,10 +128,8 @@ def traced(samples: Samples, rate: int, *, block: int = 65_536) -> Notes:
 
 
 def errors(onsets: list[int], notes: Notes, within: int) -> tuple[NDArray[np.int64], int]:
-    """How far notes begin from the onsets that are theirs, in samples; and how many more there are than those."""
-    wanted, found = np.array(onsets), notes.starts
-    nearest = wanted[np.abs(wanted[:, None] - found).argmin(axis=0)]
-    away = found - nearest
-    first = np.append(True, np.diff(nearest) != 0)  # of the notes at one onset
-    hits = first & (np.abs(away) <= within)
-    return away[hits], int(np.count_nonzero(~hits))
+    """How far notes begin from the onsets that have one, in samples; and how many more notes there are."""
+    away = notes.starts - np.array(onsets)[:, None]
+    nearest = away[np.arange(len(onsets)), np.abs(away).argmin(axis=1)]
+    hits = nearest[np.abs(nearest) <= within]
+    return hits, len(notes) - len(hits)

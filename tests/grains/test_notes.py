@@ -26,7 +26,8 @@ def some_notes(count: int, seed: int = 0) -> Notes:
     counts = random.integers(1, 9, count)
     values = random.uniform(0, 1000, (4, count)).astype(np.float32)
     levels = random.integers(0, 256, counts.sum()).astype(np.uint8)
-    return Notes(np.sort(random.integers(0, 10**12, count)), counts * 800, *values, levels, edges_of(counts))
+    starts, (pitches, peaks, rms, brightness) = np.sort(random.integers(0, 10**12, count)), values
+    return Notes(starts, counts * 800, pitches, peaks, rms, brightness, levels, edges_of(counts))
 
 
 def assert_same(one: Notes, other: Notes) -> None:

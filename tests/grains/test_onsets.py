@@ -20,11 +20,11 @@ def places(rate: int, count: int, seed: int, apart: float = 0.25) -> list[float]
 def rough_errors(stem: Stem, seed: int) -> tuple[Values, Positions]:
     """How clear onsets are, and how far what ``refined`` finds is from the truth; it is told them inexactly."""
     late = np.random.default_rng(seed).uniform(-0.003, 0.012, len(stem.onsets)) * stem.rate
-    rough = np.array(stem.onsets) + late.astype(np.int64)
+    rough = np.array(stem.onsets, np.int64) + late.astype(np.int64)
     found, clarity = refined(stem.samples, rough, stem.rate)
     assert (found >= rough - BACK_SECONDS * stem.rate).all()
     assert (found <= rough + LATE_SECONDS * stem.rate).all()
-    return clarity, found - np.array(stem.onsets)
+    return clarity, found - np.array(stem.onsets, np.int64)
 
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000, 192_000])

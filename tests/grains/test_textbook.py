@@ -20,7 +20,7 @@ PITCHES = [72.0, 300.0, 128.0, 960.0, 420.0, 101.0, 230.0, 700.0, 178.0, 565.0]
 NEAREST = [0, 5, 2, 9, 6, 1, 4, 8, 3, 7]
 LEVELS = [0.5, 0.03, 0.25, 0.9, 0.1, 0.7, 0.05, 0.4, 0.6, 0.2]
 FRAMES = 6 * RATE
-TOLERANCE = 1
+TOLERANCE = 0
 """Frames by which an onset of a sound that begins at once may be off."""
 
 

@@ -61,7 +61,7 @@ def _pitch(segment: Samples) -> float:
     if len(segment) < 2:
         return 0.0
     hz, voiced, _ = librosa.pyin(segment, fmin=LOW_HZ, fmax=HIGH_HZ, sr=ANALYSIS_RATE)
-    return float(np.median(hz[voiced])) if voiced.sum() * 2 > len(voiced) else 0.0
+    return float(np.median(hz[voiced])) if voiced.any() else 0.0
 
 
 def imitate(stem: Samples, rate: int, library: Library, seconds: float = 0.12) -> Samples:

@@ -241,12 +241,12 @@ def test_who_lies_ahead_comes_later() -> None:
     Mixing(spec).add(1, 0, SECOND)  # it is dropped
 
 
-def test_what_lies_before_the_mix_runs_ahead_of_nobody() -> None:
+def test_what_lies_before_the_mix_holds_nobody_up() -> None:
     spec = spec_of(MixInput(), MixInput(offset=-100 * RATE, frames=101 * RATE), frames=RATE)
     mixing = Mixing(spec)
+    mixing.add(0, 0, SECOND)
     for start in range(101):
         mixing.add(1, start * RATE, SECOND)
-    mixing.add(0, 0, SECOND)
     np.testing.assert_array_equal(np.concatenate(list(mixing.mixed()), axis=1), 2 * SECOND)
 
 

@@ -169,10 +169,9 @@ class Studio:
         """The response to the change of those paths of a mix; ``config`` has the new values."""
         paths = [paths] if isinstance(paths, str) else list(paths)
         config = job_pb2.MixConfig(**values.pop("config", {}))
-        request = mix_pb2.UpdateMixRequest(
-            **{"request_id": str(uuid.uuid4()), "name": name, "config": config, "update_mask": FieldMask(paths=paths)}
-            | values
-        )
+        mask = FieldMask(paths=paths)
+        all_values: dict[str, Any] = {"request_id": str(uuid.uuid4()), "config": config, "update_mask": mask} | values
+        request = mix_pb2.UpdateMixRequest(name=name, **all_values)
         return await self.call(self.mixes.UpdateMix, request)
 
     async def mix_of(self, name: str) -> mix_pb2.Mix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -189,6 +190,20 @@ async def test_what_lies_beyond_the_end_of_a_mix_is_made_for_the_next(studio: St
     assert (early.report.layers_made, early.report.traces_reused) == (1, 1)  # of one channel
 
 
+async def test_mixes_made_at_once_share_what_they_make(studio: Studio) -> None:
+    project = await studio.project(melody(3.0, level=0.56))
+    styles = [await studio.style(grains(seed)) for seed in (51, 52, 53)]
+    config = {stem: {"style": style} for stem, style in zip(STYLED, styles, strict=True)}
+    responses = await asyncio.gather(*(studio.create(project.name, config) for _ in range(4)))
+    mixes = await asyncio.gather(*(studio.rendered(response) for response in responses))
+    assert len({mix.artifact.sha256 for mix in mixes}) == 1
+    sha256 = await studio.pool.fetchval("SELECT sha256 FROM tracks WHERE id = $1", uuid.UUID(project.track[7:]))
+    stored = [row["object_key"] for row in await studio.pool.fetch("SELECT * FROM layers WHERE sha256 = $1", sha256)]
+    assert len(stored) == 3
+    for key in stored:
+        assert await studio.objects.find(key.rsplit("/", 1)[0]) == [key]
+
+
 async def test_masks(studio: Studio) -> None:
     project = await studio.project(melody(1.0, level=0.55))
     style = await studio.style(grains(59))
@@ -197,7 +212,8 @@ async def test_masks(studio: Studio) -> None:
     ).mix.name
 
     async def config_after(paths: str | list[str], **config: Any) -> job_pb2.MixConfig:
-        return (await studio.change(name, paths, config=config)).mix.config  # type: ignore[no-any-return]
+        response: mix_pb2.UpdateMixResponse = await studio.change(name, paths, config=config)
+        return response.mix.config
 
     config = await config_after("drums.grains.seed", drums={"grains": {"seed": 3, "density": 5.0}})
     # The others are those that the stem was played with.

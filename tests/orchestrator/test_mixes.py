@@ -248,8 +248,8 @@ async def test_a_mix_whose_project_fails_says_so(studio: Studio) -> None:
         for job in project.jobs:
             await studio.call(studio.jobs.CancelJob, job_pb2.CancelJobRequest(name=job))
             await studio.ended(job)
-        job = await studio.ended(response.job.name)
-    assert (job.state, job.error.reason) == (job_pb2.JOB_STATE_FAILED, "PROJECT_NOT_READY")
+        ended = await studio.ended(response.job.name)
+    assert (ended.state, ended.error.reason) == (job_pb2.JOB_STATE_FAILED, "PROJECT_NOT_READY")
     mix = await studio.mix_of(response.mix.name)
     assert (mix.state, mix.error.reason) == (mix_pb2.MIX_STATE_ERROR, "PROJECT_NOT_READY")
     for wait in (True, False):

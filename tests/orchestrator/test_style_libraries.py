@@ -8,6 +8,7 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from contrafact.v1 import grain_pb2
@@ -15,17 +16,21 @@ from google.protobuf import json_format
 from redis.asyncio import Redis
 
 from servers.local import Stack, running_stack
+from servers.media.probe import TrackFacts, probe
 from servers.orchestrator import tidy
 from servers.orchestrator.jobs.events import connect as connect_redis
 from servers.orchestrator.styles import removal
 from servers.orchestrator.styles.cuts import completed, library_id
 from servers.orchestrator.styles.libraries import Libraries, StyleGone, StyleNotReady
 from servers.orchestrator.styles.store import StyleStore
-from servers.orchestrator.tracks.register import Registrar
+from servers.orchestrator.tracks.register import NewRecording, Registrar
+from servers.platform.errors import ApiError, invalid
 from servers.storage import keys
+from servers.storage.database import Connection
 from servers.storage.migrate import migrate
 from tests.conftest import stack_settings
 from tests.orchestrator.library import AS_JSON, OWNER, Library, opened
+from tests.orchestrator.style_sounds import sound
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -326,3 +331,22 @@ async def test_recordings_are_forgotten_when_nobody_uses_them(library: Library) 
     assert await registrar.forget_if_unused(sha256)
     assert not await registrar.forget_if_unused(sha256)
     assert (await library.everything())["objects"] == []
+
+
+async def test_of_a_recording_that_is_refused_nothing_stays(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "sound"
+    path.write_bytes(sound())
+
+    async def facts(path: Path) -> TrackFacts:
+        return probe(path, max_seconds=60)
+
+    async def refuse(connection: Connection) -> None:
+        assert await connection.fetchval("SELECT count(*) FROM recordings") == 1
+        raise invalid("NO", "too many jobs wait, say")
+
+    registrar = Registrar(library.pool, library.objects)
+    new = NewRecording(path, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, facts)
+    with pytest.raises(ApiError):
+        await registrar.keep(new, await registrar.examine(new), refuse)
+    found = await library.everything()
+    assert (found["objects"], found["recordings"]) == ([], [])

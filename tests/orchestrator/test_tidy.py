@@ -362,7 +362,9 @@ def test_the_command(stores: Settings, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert run(stores, monkeypatch, "--dry-run") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["what", "found", "bytes", "removed", "examples"]
-    assert [line.split()[-4:] for line in lines if "nobody used" in line] == [["1", str(STEM_BYTES), "0", stem]]
+    assert [line.split()[-4:] for line in lines if line.startswith("stems nobody used")] == [
+        ["1", str(STEM_BYTES), "0", stem]
+    ]
     assert run(stores, monkeypatch, "--json") == 0
     found = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["found"]]
     assert found == [

@@ -135,7 +135,7 @@ async def serve(config: Settings) -> None:
         styles = StyleService(
             pool, objects, store, views, creator, StyleStore(pool), Libraries(pool, objects, redis, config), config
         )
-        project_store = ProjectStore(pool, config.embedding_model)
+        project_store = ProjectStore(pool)
         projects = ProjectService(pool, objects, store, creator, project_store, config)
         mixes = MixService(pool, objects, store, views, creator, hub, project_store)
         services = [

@@ -262,7 +262,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
                 raise precondition("STYLE_FAILED", f"{name} could not be cut into grains", style=name)
             if not wait:
                 raise precondition("STYLE_NOT_READY", f"{name} is not cut into grains yet", style=name)
-            after.append(style["job_id"])
+            after += [style["job_id"]] if style["job_id"] else []
         return _Wanted(row, full, after)
 
     async def _styles_of(self, config: job_pb2.MixConfig) -> dict[str, Row]:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
-from contrafact.v1 import artifact_pb2, audio_pb2, grain_pb2, style_pb2, style_pb2_grpc
+from contrafact.v1 import artifact_pb2, audio_pb2, grain_pb2, job_pb2, style_pb2, style_pb2_grpc
 from google.protobuf import json_format
 
 from servers.grains.library import InvalidLibrary, Library, decode
@@ -82,10 +82,7 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         self, request_iterator: AsyncIterator[style_pb2.UploadStyleRequest], context: Context
     ) -> style_pb2.UploadStyleResponse:
         row = await self._maker.of_upload(principal().id, request_iterator)
-        response = style_pb2.UploadStyleResponse(style=_style(row))
-        if (job := await self._jobs.get(row["job_id"])) is not None:
-            response.job.CopyFrom(await self._views.job(job))
-        return response
+        return style_pb2.UploadStyleResponse(style=_style(row), job=await self._job(row))
 
     async def CreateStyle(
         self, request: style_pb2.CreateStyleRequest, context: Context
@@ -95,10 +92,12 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         except ApiError:  # it may be gone since the request was made first
             track = None
         row = await self._maker.of_track(principal().id, request, track)
-        response = style_pb2.CreateStyleResponse(style=_style(row))
-        if (job := await self._jobs.get(row["job_id"])) is not None:
-            response.job.CopyFrom(await self._views.job(job))
-        return response
+        return style_pb2.CreateStyleResponse(style=_style(row), job=await self._job(row))
+
+    async def _job(self, row: Row) -> job_pb2.Job | None:
+        """The job of a style, as long as it is remembered."""
+        job = await self._jobs.get(row["job_id"])
+        return await self._views.job(job) if job is not None else None
 
     async def GetStyle(self, request: style_pb2.GetStyleRequest, context: Context) -> style_pb2.GetStyleResponse:
         return style_pb2.GetStyleResponse(style=_style(await find_style(self._styles, request.name)))

@@ -119,7 +119,7 @@ class Grains(Engine):
             priority: 1 or 2.
 
         Yields:
-            Audio in order, in blocks of at most 65,536 frames, ``spec.frames`` in all; last the report.
+            Audio in order, in small blocks, ``spec.frames`` in all; last the report.
         """
         feed = _Notes(_with(spec, priority), library, batches)
         async with aclosing(self._call("Render", feed, priority, self._renders)) as responses:

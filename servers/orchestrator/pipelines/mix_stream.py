@@ -20,6 +20,7 @@ from pathlib import Path
 from contrafact.engine.v1 import grains_pb2, mixer_pb2
 from contrafact.v1 import job_pb2
 
+from servers.grains.trace import TRACE_VERSION
 from servers.media.blocks import Block
 from servers.media.decode import decode
 from servers.orchestrator.engines.grains import Grains
@@ -122,6 +123,8 @@ class NewLayer(Source):
                 if isinstance(part, grains_pb2.NoteBatch):
                     trace.add(part)
                     yield part
+                elif part.version != TRACE_VERSION:  # while servers are being replaced; it is tried again
+                    raise ConnectionError("the grains engine is of another version")
         await self.traced(trace.finish())
 
 

@@ -14,7 +14,6 @@ from uuid import UUID
 from contrafact.v1 import job_pb2, project_pb2
 from google.protobuf import json_format
 
-from servers.analyzer.version import ANALYZER
 from servers.inference.models import SEPARATION_MODELS, versioned
 from servers.orchestrator.jobs import messages
 from servers.orchestrator.jobs.retention import stem_used
@@ -42,14 +41,13 @@ def _joined(kind: str) -> str:
                          AND {kind}_leader.state = 'RUNNING' AND {kind}.state = 'QUEUED'"""
 
 
-# $1: the models' names with their versions; $2: those of stems; $3 and $4: of the analyzer and of embeddings.
+# $1: the models' names with their versions; $2: those of stems. An old analysis is as good as any until who reads it
+# has it made anew.
 _PROJECTS = f"""
     SELECT p.*, t.sha256, t.display_name AS track_name, r.sample_rate, r.channels, r.frames,
            (SELECT count(DISTINCT stem) FROM stems WHERE stems.sha256 = t.sha256 AND {_LOSSLESS}
               AND stems.model = $1::jsonb ->> p.model AND stem = ANY($2)) = cardinality($2) AS separation_made,
-           EXISTS (SELECT 1 FROM analyses LEFT JOIN sounds ON sounds.track_id = t.id
-                   WHERE analyses.sha256 = t.sha256 AND analyzer::integer >= $3
-                     AND coalesce(sounds.model, $4) = $4) AS analysis_made,
+           EXISTS (SELECT 1 FROM analyses WHERE analyses.sha256 = t.sha256) AS analysis_made,
            {_job("separation")}, {_job("analysis")}
     FROM projects p JOIN tracks t ON t.id = p.track_id JOIN recordings r ON r.sha256 = t.sha256
          {_joined("separation")} {_joined("analysis")}"""
@@ -136,25 +134,20 @@ def project(row: Row) -> project_pb2.Project:
 
 
 class ProjectStore:
-    """Reads projects, with the columns that the functions of this module need.
+    """Reads projects, with the columns that the functions of this module need."""
 
-    Args:
-        pool: Where they are.
-        embedding_model: Whose embeddings analyses are to have, see the settings.
-    """
-
-    def __init__(self, pool: Pool, embedding_model: str) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._arguments = [_VERSIONED, list(DEFAULT_STEMS), int(ANALYZER), embedding_model]
+        self._arguments = [_VERSIONED, list(DEFAULT_STEMS)]
 
     async def find(self, project_id: UUID, owner: str, database: Pool | Connection | None = None) -> Row | None:
         """A project, if there is that one and it belongs to ``owner``."""
-        where = f"{_PROJECTS} WHERE p.id = $5 AND p.owner = $6"
+        where = f"{_PROJECTS} WHERE p.id = $3 AND p.owner = $4"
         return await (database or self._pool).fetchrow(where, *self._arguments, project_id, owner)
 
     async def of_request(self, request_id: UUID, owner: str) -> Row | None:
         """The project that a request of ``owner`` made, if any."""
-        where = f"{_PROJECTS} WHERE p.request_id = $5 AND p.owner = $6"
+        where = f"{_PROJECTS} WHERE p.request_id = $3 AND p.owner = $4"
         return await self._pool.fetchrow(where, *self._arguments, request_id, owner)
 
     async def page(
@@ -163,9 +156,9 @@ class ProjectStore:
         """Projects of ``owner``, newest first, those created before the position ``before``."""
         created_at, project_id = before or (None, None)
         return await self._pool.fetch(
-            f"""{_PROJECTS} WHERE p.owner = $5 AND ($6::timestamptz IS NULL OR (p.created_at, p.id) < ($6, $7::uuid))
-                AND ($8::uuid IS NULL OR p.track_id = $8)
-                ORDER BY p.created_at DESC, p.id DESC LIMIT $9""",
+            f"""{_PROJECTS} WHERE p.owner = $3 AND ($4::timestamptz IS NULL OR (p.created_at, p.id) < ($4, $5::uuid))
+                AND ($6::uuid IS NULL OR p.track_id = $6)
+                ORDER BY p.created_at DESC, p.id DESC LIMIT $7""",
             *self._arguments,
             owner,
             created_at,
