@@ -57,10 +57,8 @@ def coverings(segments: Samples | Sequence[Samples], longest: int) -> Iterator[t
     """
     sizes = np.array([len(segment) for segment in segments], np.int64)
     lengths = [longest >> halvings for halvings in range(_HALVINGS + 1)]
-    for length, half in zip(lengths, [*lengths[1:], 0], strict=True):
+    for length, half in zip(lengths, [*lengths[1:], -1], strict=True):
         fits = (sizes > half) & ((sizes <= length) | (length == longest))
-        if half == 0:
-            fits |= sizes == 0
         which = np.flatnonzero(fits)
         if len(which):
             yield which, Covering([segments[index] for index in which.tolist()], length)

@@ -42,19 +42,15 @@ def levels_of(audio: Samples, lengths: Positions) -> Levels:
     squares = np.add.reduceat(np.square(audio).mean(axis=0), offsets, dtype=np.float64)
     magnitudes = np.abs(audio).max(axis=0)
     peaks = np.maximum.reduceat(magnitudes, offsets)
-    onsets = _first(magnitudes >= np.repeat(peaks * np.float32(10 ** (-ONSET_DB / 20)), lengths), offsets)
+    audible = peaks * np.float32(10 ** (-ONSET_DB / 20))
+    grains = [magnitudes[begin:end] for begin, end in zip(offsets.tolist(), np.cumsum(lengths).tolist(), strict=True)]
+    onsets = np.array([np.argmax(grain >= level) for grain, level in zip(grains, audible, strict=True)], np.int64)
     return Levels(
         rms=np.sqrt(squares / lengths).astype(np.float32),
         peaks=peaks,
         onsets=onsets,
-        attacks=_first(magnitudes == np.repeat(peaks, lengths), offsets) - onsets,
+        attacks=np.array([np.argmax(grain) for grain in grains], np.int64) - onsets,
     )
-
-
-def _first(where: NDArray[np.bool_], offsets: Positions) -> Positions:
-    """The first place in each grain, from its beginning; there is one."""
-    places = np.flatnonzero(where)
-    return places[np.searchsorted(places, offsets)] - offsets
 
 
 def brightness_of(segments: Samples | Sequence[Samples], rate: int) -> Samples:

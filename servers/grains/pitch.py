@@ -174,7 +174,7 @@ def _of_segments(count: int, owners: Counts, hz: Samples, weights: Samples) -> S
     order = np.lexsort((-near, owner))
     kept, first = np.unique(owner[order], return_index=True)
     best = order[first]
-    middle = (products[high] - products[low])[best] / near[best]
+    middle = (products[high] - products[low])[best] / np.maximum(1, near[best])
     enough = 2 * np.bincount(owner, share, count)[kept] >= np.bincount(owners, shares, count)[kept]
     result[kept[enough]] = (LOW_HZ * 2 ** (middle / (1200 * _FINE)))[enough]
     return result

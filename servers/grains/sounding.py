@@ -17,7 +17,7 @@ _FALLEN = np.float32(10 ** (-40 / 20))  # of its peak: a note has ended
 _RISEN = np.float32(10 ** (12 / 20))  # over what was left: a note has begun
 _AGREEING = 3  # levels: 60 ms
 BACK_SECONDS = 0.1
-"""How far before ``until`` a position may be that is found out later."""
+"""How far before the last frame a beginning or an end may be that is found out later."""
 MAX_LEVELS = 30_000
 """A note that sounds longer than 10 minutes goes on as another: memory is bounded."""
 
@@ -62,9 +62,9 @@ class Sounding:
         """Goes on to frame ``end``.
 
         Args:
-            samples: magnitudes, from frame ``first`` on; ``first`` at most ``BACK_SECONDS`` before the last ``end``.
+            samples: magnitudes, from frame ``first`` on: 0, or ``BACK_SECONDS`` or more before the last ``end``.
             first, end: frames.
-            ends: whether an onset is there, or the end of all.
+            ends: whether an onset is there, of something above -70 dBFS in 50 ms; or the end of all.
 
         Returns:
             Notes that have ended.

@@ -71,10 +71,7 @@ def artifact(row: Row, track: str) -> artifact_pb2.Artifact:
     columns = set(row.keys())  # a row is a sequence of values
     is_stem, is_mix = "stem" in columns, "rendered_job" in columns
     encoded = AudioFormat(row["format"])
-    if is_stem:
-        name = f"{track}/stems/{stem_id(row)}"
-    else:
-        name = f"{'mixes' if is_mix else 'covers'}/{row['id']}"
+    name = f"{track}/stems/{stem_id(row)}" if is_stem else f"{'mixes' if is_mix else 'covers'}/{row['id']}"
     return artifact_pb2.Artifact(
         name=name,
         stem=STEMS[row["stem"]] if is_stem else audio_pb2.STEM_KIND_UNSPECIFIED,

@@ -295,7 +295,9 @@ class GrainLibrary(_message.Message):
     onsets: _builtins.bytes
     """uint32: frames from its beginning to its onset."""
     scale: _builtins.float
-    """By what the samples were divided before they were encoded: 1, or their largest magnitude if that is above 1."""
+    """By what the samples were divided before they were encoded: 1, or the least power of two that holds their largest
+    magnitude if that is above 1.
+    """
     audio: _builtins.bytes
     """FLAC, 24 bits: all grains, one after the other."""
     def __init__(
