@@ -93,7 +93,10 @@ class Settings(BaseSettings):
     grains_port: int = Field(50063, ge=0, le=65535)
     grains_url: str = Field("127.0.0.1:50063", description="Where the others find the grains engine.")
     grains_in_flight: int = Field(
-        16, ge=1, le=32, description="Calls of one worker at once; the grains engine takes 32 and refuses more."
+        16,
+        ge=6,
+        le=32,
+        description="Calls of one worker at once; the grains engine takes 32 and refuses more. A mix may need six.",
     )
     grains_wait_seconds: float = Field(
         600.0, gt=0, description="For so long a job waits for room in the grains engine before its attempt is given up."

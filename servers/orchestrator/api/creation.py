@@ -127,7 +127,7 @@ class JobCreator:
             ApiError: RESOURCE_EXHAUSTED when too many jobs wait.
         """
         wanted = kind, level, _ = _wanted(kind, spec, priority)
-        await self._admit(principal().id, level)
+        await self._admit(principal().id, level, connection)  # another one may not be free while we hold this
         row, _ = await self._store.create(_new(request_id, wanted, about), connection)
         return row
 
@@ -136,12 +136,12 @@ class JobCreator:
         half = self._settings.max_queued_jobs_per_owner // 2
         return await self._store.waiting(principal().id, half) >= half
 
-    async def _admit(self, owner: str, priority: str) -> None:
+    async def _admit(self, owner: str, priority: str, connection: Connection | None = None) -> None:
         """RESOURCE_EXHAUSTED if too many jobs wait already: a moment ago in all, or of this owner's now."""
         if self._load.queued(priority) >= self._settings.max_queued_jobs:
             raise self._full("QUEUE_FULL", f"too many {priority.lower()} jobs are waiting")
         most = self._settings.max_queued_jobs_per_owner
-        if await self._store.waiting(owner, most) >= most:
+        if await self._store.waiting(owner, most, connection) >= most:
             raise self._full("TOO_MANY_JOBS", f"{most} of your jobs are waiting")
 
     def _full(self, reason: str, detail: str) -> ApiError:

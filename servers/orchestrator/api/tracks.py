@@ -12,6 +12,7 @@ from contrafact.v1 import job_pb2, track_pb2, track_pb2_grpc
 from servers.orchestrator.analyses.cache import AnalysisCache
 from servers.orchestrator.api import marks
 from servers.orchestrator.api.covers import find_cover
+from servers.orchestrator.api.mixes import find_mix
 from servers.orchestrator.api.resources import (
     TRACK_COLUMNS,
     check_mask,
@@ -27,6 +28,7 @@ from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.mixes.store import MixStore
 from servers.orchestrator.tracks.register import clean_name, forget_unused, normal_tags, remove_bytes
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
@@ -198,6 +200,11 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
         elif request.name.startswith("covers/"):
             cover = await find_cover(self._pool, request.name)
             key, file_name = cover["object_key"], f"{cover['id']}.{cover['format']}"
+        elif request.name.startswith("mixes/"):
+            mix = await find_mix(MixStore(self._pool, self._objects), request.name)
+            if mix["object_key"] is None:
+                raise precondition("MIX_NOT_READY", "the mix was not rendered yet")
+            key, file_name = mix["object_key"], f"{mix['id']}.{mix['format']}"
         elif "/stems/" in request.name:
             _, stem = await self._stems.find(request.name)
             await stem_used(self._pool, stem)

@@ -215,9 +215,9 @@ class JobStore:
         """All that jobs have stored: stems, then covers, then mixes."""
         return [*await self.stems(job_ids), *await self.covers(job_ids), *await self.mixes(job_ids)]
 
-    async def waiting(self, owner: str, most: int) -> int:
+    async def waiting(self, owner: str, most: int, connection: Connection | None = None) -> int:
         """How many jobs of ``owner`` wait for a worker; counted up to ``most``."""
-        count = await self._pool.fetchval(
+        count = await (connection or self._pool).fetchval(
             "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'QUEUED' AND owner = $1 LIMIT $2) AS counted",
             owner,
             most,

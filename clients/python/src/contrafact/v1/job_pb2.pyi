@@ -237,7 +237,8 @@ class JobError(_message.Message):
     STYLE_SILENT, NO_GRAINS, TOO_MANY_GRAINS: the sound of a style cannot be cut; STYLE_DELETED: it is gone;
     PROJECT_NOT_READY, STYLE_NOT_READY: what a mix was to wait for failed; MIX_DELETED, MIX_CHANGED: it was changed since;
     OBJECT_MISSING, TRACK_TOO_LARGE: there is nothing to import, or more than a track may have;
-    CANCELLED: only of an item of a scan, whose job was;
+    CANCELLED: only of an item of a scan, a project or a mix, whose job was; OBJECT_MISSING of those: what was made is
+    gone;
     INTERNAL: a mistake of ours; and those with which a damaged recording is refused.
     """
     message: _builtins.str
@@ -482,7 +483,7 @@ class StemPart(_message.Message):
     style: _builtins.str
     """The style it is played with, "styles/{id}"; empty: it stays itself."""
     volume: _builtins.float
-    """What its samples are multiplied by, 0 to 4; not given: 1."""
+    """What its samples are multiplied by, 0 to 4; not given: 1. Below 0.001 it is not heard."""
     enabled: _builtins.bool
     """Whether it is heard; not given: yes."""
     solo: _builtins.bool
@@ -555,7 +556,7 @@ class MixConfig(_message.Message):
     channels: _builtins.int
     """Channels, 1 or 2; 0: as the track has, at most 2."""
     sample_rate: _builtins.int
-    """Frames per second, in Hz, 8,000 to 192,000; 0: as the track has."""
+    """Frames per second, in Hz, 8,000 to 192,000; 0: as the track has, at most 192,000."""
     @_builtins.property
     def drums(self) -> Global___StemPart:
         """The drums."""

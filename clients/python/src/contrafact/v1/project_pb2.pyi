@@ -35,7 +35,7 @@ class _ProjectStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectS
     PROJECT_STATE_SEPARATING: _ProjectState.ValueType  # 2
     """Its track is being separated, or analysed."""
     PROJECT_STATE_READY: _ProjectState.ValueType  # 3
-    """Stems and analysis are there: it can be mixed."""
+    """Stems and analysis are there: it can be mixed. Stems that FLAC had to clip will do, with a warning."""
     PROJECT_STATE_ERROR: _ProjectState.ValueType  # 4
     """It could not be prepared; its error says why. See PrepareProject."""
 
@@ -49,7 +49,7 @@ PROJECT_STATE_CREATED: ProjectState.ValueType  # 1
 PROJECT_STATE_SEPARATING: ProjectState.ValueType  # 2
 """Its track is being separated, or analysed."""
 PROJECT_STATE_READY: ProjectState.ValueType  # 3
-"""Stems and analysis are there: it can be mixed."""
+"""Stems and analysis are there: it can be mixed. Stems that FLAC had to clip will do, with a warning."""
 PROJECT_STATE_ERROR: ProjectState.ValueType  # 4
 """It could not be prepared; its error says why. See PrepareProject."""
 Global___ProjectState: _TypeAlias = ProjectState  # noqa: Y015

@@ -711,7 +711,7 @@ class CreateDownloadUrlRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name of a track, of a stem, of a cover, or of the sample of a voice, "voices/{id}/sample"."""
+    """Resource name of a track, of a stem, of a cover, of a mix, or of the sample of a voice, "voices/{id}/sample"."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the URL works, 1 second to 7 days; not given: 1 hour."""
