@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from servers.media.reference import librosa
@@ -30,3 +31,9 @@ async def spare_grains(tmp_path: Path) -> AsyncIterator[GrainsProcess]:
     await process.child.start()
     yield process
     await process.child.stop()
+
+
+@pytest.fixture
+async def channel(grains: GrainsProcess) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(grains.address) as made:
+        yield made

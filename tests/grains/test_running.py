@@ -61,7 +61,7 @@ async def test_progress_is_told_and_work_ends_with_who_listens(monkeypatch: pyte
             ended.set()
 
     monkeypatch.setattr(running, "build", build)
-    told = []
+    told: list[float] = []
     async with asyncio.timeout(30), aclosing(building(shared)) as responses:
         while len(told) < 5 or told[-1] == 0:
             told.append((await anext(responses)).progress)

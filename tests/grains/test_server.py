@@ -5,36 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from contrafact.engine.v1 import grains_pb2_grpc
 from contrafact.engine.v1.grains_pb2 import (
     BuildRequest,
     BuildSpec,
-    GrainsBlock,
     GrainsEnd,
     LibraryPiece,
-    Note,
     NoteBatch,
     RenderRequest,
     RenderSpec,
     TraceRequest,
     TraceSpec,
 )
-from contrafact.v1 import grain_pb2
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from grpc_status import rpc_status
 
 from servers.grains.library import VERSION
 from servers.grains.server import MAX_BACKGROUND, MAX_BACKGROUND_RENDERS, MAX_CALLS, MAX_RENDERS
 from servers.grains.trace import TRACE_VERSION
 from tests.engine_process import GrainsProcess
+from tests.grains.calls import KINDS, Code, answers, begun, begun_render, method_of, refusal, spec_with
 from tests.grains.sounds import RATE
 from tests.grains.streams import (
     Built,
@@ -56,67 +51,12 @@ from tests.grains.streams import (
 )
 from tests.mixer.test_server import eventually
 
-Code = grpc.StatusCode
-KINDS: dict[str, tuple[Any, Any]] = {"Build": (BuildRequest, BuildSpec), "Trace": (TraceRequest, TraceSpec)}
 SECOND = np.zeros((2, RATE), np.float32)
-LIBRARY = b"no library"
-
-
-@pytest.fixture
-async def channel(grains: GrainsProcess) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(grains.address) as made:
-        yield made
-
-
-def method_of(channel: Any, method: str) -> Any:
-    return getattr(grains_pb2_grpc.GrainsServiceStub(channel), method)
-
-
-async def answers(channel: grpc.aio.Channel, method: str, requests: Iterable[Any]) -> list[Any]:
-    """All that comes back."""
-
-    async def sent() -> AsyncIterator[Any]:
-        for request in requests:
-            yield request
-
-    return [response async for response in method_of(channel, method)(sent(), timeout=100)]
 
 
 async def built(channel: grpc.aio.Channel, samples: Samples, cuts: Sequence[int] = (), **more: object) -> Built:
     requests = audio_requests(BuildRequest, spec_of(samples, BuildSpec, **more), samples, cuts)
     return built_of(await answers(channel, "Build", requests), len(samples))
-
-
-async def begun(channel: grpc.aio.Channel, method: str, spec: Any, **options: Any) -> Any:
-    """A call that the server has taken on."""
-    call = method_of(channel, method)(**options)
-    await call.write(KINDS[method][0](spec=spec) if method in KINDS else RenderRequest(spec=spec))
-    first = await call.read()
-    assert first is not grpc.aio.EOF, await call.details()
-    return call
-
-
-async def refusal(
-    grains: GrainsProcess, method: str, *requests: Any
-) -> tuple[grpc.StatusCode, str, list[str], dict[str, str]]:
-    """Status, reason, fields at fault and facts of a refused call."""
-
-    def attempt() -> Any:
-        # grpc's asyncio API may lose what is answered while it sends.
-        with grpc.insecure_channel(grains.address) as plain, pytest.raises(grpc.RpcError) as refused:
-            list(method_of(plain, method)(iter(requests), timeout=60))
-        return refused.value
-
-    error = await asyncio.to_thread(attempt)
-    status = rpc_status.from_call(error)
-    assert status is not None
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        for message in (info, bad):
-            if detail.Is(message.DESCRIPTOR):
-                detail.Unpack(message)
-    assert info.domain == "contrafact"
-    return error.code(), info.reason, [each.field for each in bad.field_violations], dict(info.metadata)
 
 
 @pytest.mark.parametrize("name", ["", "contrafact.engine.v1.GrainsService"])
@@ -186,13 +126,6 @@ async def test_without_notes_there_is_silence(channel: grpc.aio.Channel) -> None
     assert (report.notes, report.grains) == (0, 0)
 
 
-async def begun_render(channel: grpc.aio.Channel, spec: RenderSpec) -> tuple[Any, bool]:
-    """A render that the server has taken on, and whether it wants the library."""
-    call = method_of(channel, "Render")()
-    await call.write(RenderRequest(spec=spec))
-    return call, (await call.read()).ready.library_wanted
-
-
 async def test_two_may_bring_a_library_at_once(channel: grpc.aio.Channel) -> None:
     """Both are asked for it; the second is heard out although the first has brought it meanwhile."""
     library, frames = expected_library(seed=7).data, 2 * RATE
@@ -221,143 +154,6 @@ async def test_without_room_libraries_are_wanted_again(spare_grains: GrainsProce
     async with grpc.aio.insecure_channel(spare_grains.address) as channel:
         for _ in range(2):
             assert audio_of(await answers(channel, "Render", requests), 2)[0]
-
-
-def spec_with(kind: type, **changes: Any) -> Any:
-    values: dict[str, Any] = {"sample_rate": RATE, "channels": 2, "frames": 9}
-    if kind is RenderSpec:
-        values |= {"library_sha256": "0" * 64, "library_bytes": len(LIBRARY)}
-    return kind(**values | changes)
-
-
-@pytest.mark.parametrize(
-    ("method", "request_message", "fields"),
-    [
-        ("Trace", TraceRequest(spec=spec_with(TraceSpec, sample_rate=7999)), ["spec.sample_rate"]),
-        ("Trace", TraceRequest(spec=spec_with(TraceSpec, channels=3, frames=0)), ["spec.channels", "spec.frames"]),
-        ("Trace", TraceRequest(), ["request"]),
-        ("Build", BuildRequest(spec=spec_with(BuildSpec, frames=1200 * RATE + 1)), ["spec"]),
-        ("Build", BuildRequest(spec=spec_with(BuildSpec, cut=grain_pb2.Cut(jitter=0.6))), ["spec.cut.jitter"]),
-        ("Build", BuildRequest(spec=spec_with(BuildSpec, cut=grain_pb2.Cut(top_db=np.nan))), ["spec.cut.top_db"]),
-        ("Render", RenderRequest(spec=spec_with(RenderSpec, library_sha256="A" * 64)), ["spec.library_sha256"]),
-        ("Render", RenderRequest(spec=spec_with(RenderSpec, library_bytes=10**9 + 1)), ["spec.library_bytes"]),
-        ("Render", RenderRequest(spec=spec_with(RenderSpec, priority=3)), ["spec.priority"]),
-    ],
-)
-async def test_bad_specs_are_refused(
-    grains: GrainsProcess, method: str, request_message: Any, fields: list[str]
-) -> None:
-    code, reason, found, _ = await refusal(grains, method, request_message)
-    assert (code, reason, found) == (Code.INVALID_ARGUMENT, "INVALID_FIELD", fields)
-
-
-GOOD = object()
-"""The spec of 100 s; SHORT: of 9 frames."""
-SHORT = object()
-END = {"end": GrainsEnd()}
-
-
-def of(samples: Samples, start: int = 0) -> dict[str, Any]:
-    return {"block": block(start, samples)}
-
-
-@pytest.mark.parametrize("method", KINDS)
-@pytest.mark.parametrize(
-    ("requests", "reason", "fields", "facts"),
-    [
-        ([], "SPEC_MISSING", [], {}),
-        ([END], "SPEC_MISSING", [], {}),
-        ([of(SECOND), GOOD], "SPEC_MISSING", [], {}),
-        ([GOOD, GOOD], "SPEC_REPEATED", [], {}),
-        ([GOOD], "STREAM_BROKEN", [], {}),
-        ([GOOD, of(SECOND)], "STREAM_BROKEN", [], {}),
-        ([GOOD, of(SECOND[:, :0])], "INVALID_FIELD", ["block.samples"], {}),
-        ([GOOD, of(SECOND, 7)], "WRONG_START", ["block.start"], {"expected": "0"}),
-        ([GOOD, *[of(SECOND)] * 2], "WRONG_START", ["block.start"], {"expected": f"{RATE}"}),
-        ([GOOD, {"block": GrainsBlock(samples=bytes(13))}], "WRONG_SIZE", ["block.samples"], {}),
-        ([GOOD, of(SECOND * np.nan)], "INVALID_SAMPLES", ["block.samples"], {}),
-        ([GOOD, of(SECOND - 1_000_001)], "INVALID_SAMPLES", ["block.samples"], {}),
-        ([SHORT, of(SECOND[:, :10])], "TOO_MANY_FRAMES", ["block.samples"], {}),
-        ([SHORT, of(SECOND[:, :8]), END], "TOO_FEW_FRAMES", [], {"received": "8"}),
-        ([SHORT, END], "TOO_FEW_FRAMES", [], {"received": "0"}),
-    ],
-)
-async def test_bad_streams_are_refused(
-    grains: GrainsProcess, method: str, requests: list[Any], reason: str, fields: list[str], facts: dict[str, str]
-) -> None:
-    request, spec = KINDS[method]
-    specs = {GOOD: {"spec": spec_with(spec, frames=100 * RATE)}, SHORT: {"spec": spec_with(spec)}}
-    sent = [request(**(each if isinstance(each, dict) else specs[each])) for each in requests]
-    code, *found = await refusal(grains, method, *sent)
-    assert (code, found) == (Code.INVALID_ARGUMENT, [reason, fields, facts])
-
-
-@pytest.mark.parametrize(
-    ("samples", "reason"), [(SECOND, "STYLE_SILENT"), (np.pad(np.ones((1, 1)), ((0, 0), (0, 400))), "NO_GRAINS")]
-)
-async def test_sounds_of_which_nothing_can_be_made(grains: GrainsProcess, samples: Samples, reason: str) -> None:
-    requests = audio_requests(BuildRequest, spec_of(samples, BuildSpec), samples)
-    code, found, _, _ = await refusal(grains, "Build", *requests)
-    assert (code, found) == (Code.INVALID_ARGUMENT, reason)
-
-
-def playing(**parts: Any) -> RenderRequest:
-    return RenderRequest(**parts)
-
-
-RENDER = playing(spec=spec_with(RenderSpec))
-PIECE = playing(library=LibraryPiece(data=LIBRARY))
-NO_NOTES = playing(notes=NoteBatch())
-
-
-@pytest.mark.parametrize(
-    ("requests", "reason", "fields"),
-    [
-        ([], "SPEC_MISSING", []),
-        ([PIECE], "SPEC_MISSING", []),
-        ([RENDER, RENDER], "SPEC_REPEATED", []),
-        ([RENDER], "STREAM_BROKEN", []),
-        ([RENDER, NO_NOTES], "UNEXPECTED_DATA", ["notes"]),
-        ([RENDER, playing(library=LibraryPiece(data=b"no")), NO_NOTES], "UNEXPECTED_DATA", ["notes"]),
-        ([RENDER, playing(library=LibraryPiece(offset=1, data=b"no"))], "WRONG_START", ["library.offset"]),
-        ([RENDER, playing(library=LibraryPiece(data=LIBRARY + b"."))], "INVALID_LIBRARY", ["library.data"]),
-        ([RENDER, playing(library=LibraryPiece(data=b"no")), playing(**END)], "INVALID_LIBRARY", ["library.data"]),
-        ([RENDER, PIECE], "INVALID_LIBRARY", ["library.data"]),  # another SHA-256
-        ([playing(spec=play_spec(LIBRARY, 9)), PIECE], "INVALID_LIBRARY", ["library.data"]),  # no library
-    ],
-)
-async def test_bad_libraries_are_refused(
-    grains: GrainsProcess, requests: list[RenderRequest], reason: str, fields: list[str]
-) -> None:
-    code, found, found_fields, _ = await refusal(grains, "Render", *requests)
-    assert (code, found, found_fields) == (Code.INVALID_ARGUMENT, reason, fields)
-
-
-NOTE = Note(start=5, frames=1)
-
-
-@pytest.mark.parametrize(
-    ("notes", "reason", "field"),
-    [
-        (NoteBatch(notes=[NOTE, NOTE], until=6), "UNEXPECTED_DATA", "notes.notes[1].start"),
-        (NoteBatch(notes=[NOTE], until=101), "UNEXPECTED_DATA", "notes.until"),
-        (NoteBatch(notes=[Note(start=5, frames=100)], until=9), "UNEXPECTED_DATA", "notes.notes[0].frames"),
-        (NoteBatch(notes=[Note(start=5, frames=1, peak=np.nan)], until=9), "INVALID_FIELD", "notes.notes[0].peak"),
-    ],
-)
-async def test_bad_notes_are_refused(grains: GrainsProcess, notes: NoteBatch, reason: str, field: str) -> None:
-    library = expected_library(seed=3)
-    spec = play_spec(library.data, 100)
-    async with grpc.aio.insecure_channel(grains.address) as channel:
-        call, wanted = await begun_render(channel, spec)
-        if wanted:
-            await answers(channel, "Render", [playing(spec=spec), *library_requests(library.data), playing(**END)])
-        call.cancel()
-    code, found, fields, _ = await refusal(grains, "Render", playing(spec=spec), playing(notes=notes), playing(**END))
-    assert (code, found, fields) == (Code.INVALID_ARGUMENT, reason, [field])
-    piece = playing(library=LibraryPiece(data=library.data))
-    code, found, fields, _ = await refusal(grains, "Render", playing(spec=spec), piece)
-    assert (code, found, fields) == (Code.INVALID_ARGUMENT, "UNEXPECTED_DATA", ["library"])
 
 
 def long_spec(method: str, priority: int) -> Any:
