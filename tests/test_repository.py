@@ -77,8 +77,8 @@ def test_imports_go_down_only() -> None:
         "grains": {"grains", "media", "platform"},
         "storage": {"storage", "platform"},
         "inference": {"inference", "media", "storage", "platform"},
-        # The analyzer's version and arithmetic, as of albums, on what it has measured; the form of grain libraries; where
-        # inputs come in a mix.
+        # The analyzer's version and arithmetic, as of albums, on what it has measured; the form of grain libraries;
+        # where inputs come in a mix.
         "orchestrator": {"orchestrator", "analyzer", "grains", "mixer", "inference", "media", "storage", "platform"},
         "local": {"local", "orchestrator", "inference", "media", "storage", "platform"},
     }

@@ -19,6 +19,8 @@ from servers.grains.voice import Voices, cents_between
 
 Samples = NDArray[np.float32]
 
+RENDER_VERSION = 1
+"""Of what notes and a library sound like: it counts up with every change that a stored layer would differ by."""
 _INAUDIBLE = 1e-6  # a peak that is not raised to anything
 
 

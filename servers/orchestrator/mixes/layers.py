@@ -18,6 +18,7 @@ import numpy as np
 from contrafact.v1 import grain_pb2
 from google.protobuf import json_format
 
+from servers.grains.rendering import RENDER_VERSION
 from servers.grains.trace import TRACE_VERSION
 from servers.media.blocks import Block
 from servers.media.decode import decode
@@ -31,7 +32,6 @@ from servers.storage.database import Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
 
 FORMAT = AudioFormat.FLAC
-RENDER_VERSION = 1
 _NAMESPACE = UUID("5b0f6f0a-9d0d-4a6e-8f6b-6d7f1f3f2c58")
 _ROOM = np.float32(16)  # 24 dB
 _USED_ANEW = dt.timedelta(hours=12)  # how exactly the last use is known
