@@ -26,6 +26,7 @@ from contrafact import (
     grain_settings,
     mix_config,
 )
+from contrafact._mixes import _changed
 from contrafact.v1 import grain_pb2, job_pb2, mix_pb2, project_pb2, style_pb2
 
 from servers.local import Stack
@@ -176,6 +177,26 @@ def test_words_become_values() -> None:
     ):
         with pytest.raises(ValueError, match=r"choose from|colour"):
             wrong()
+
+
+def test_changes_become_a_configuration_and_its_mask() -> None:
+    config, paths = _changed(
+        {
+            "drums": {"volume": 0.5, "style": "styles/x"},
+            "bass.grains": {"envelope": "hann"},
+            "grains.envelope": "adsr",
+            "other.volume": None,
+            "format": "opus",
+        }
+    )
+    assert paths == ["drums", "bass.grains", "grains.envelope", "other.volume", "format"]
+    assert (config.drums.volume, config.drums.style) == (0.5, "styles/x")
+    assert config.bass.grains.envelope == grain_pb2.ENVELOPE_HANN
+    assert config.grains.envelope == grain_pb2.ENVELOPE_ADSR
+    assert not config.other.HasField("volume")
+    for wrong in ({"drums.volume": "loud"}, {"grains": 3}, {"drums": 0.5}, {"format": "shellac"}):
+        with pytest.raises((ValueError, TypeError)):
+            _changed(wrong)
 
 
 @pytest.mark.parametrize("path", ["drum.volume", "drums.loudness", "", "drums.volume.more", "normalization.x"])

@@ -24,17 +24,15 @@ Opener = Callable[[int], tuple[Any, Any]]
 """Given an offset, the method that streams chunks from there on, and its request."""
 
 
-async def find(connection: Connection, what: str | Downloadable) -> Artifact | track_pb2.Track:
-    """Return the artifact or the track of a resource name."""
+async def find(connection: Connection, what: str | Downloadable) -> Artifact | track_pb2.Track | mix_pb2.Mix:
+    """Return the artifact, the track or the mix of a resource name."""
     if isinstance(what, cover_pb2.Cover):
         return what.artifact
-    if isinstance(what, mix_pb2.Mix):
-        return _artifact(what)
     if not isinstance(what, str):
         return what
     if what.startswith("mixes/"):
         mix = mix_pb2.GetMixRequest(name=what)
-        return _artifact((await connection.unary(connection.mixes.GetMix, mix)).mix)
+        return (await connection.unary(connection.mixes.GetMix, mix)).mix
     if what.startswith("styles/"):
         style = style_pb2.GetStyleRequest(name=what)
         return _preview((await connection.unary(connection.styles.GetStyle, style)).style)
@@ -65,13 +63,15 @@ async def download(
     progress: ByteProgress | None = None,
 ) -> Path:
     """Download an artifact or a track; see :meth:`contrafact.Client.download`."""
-    found = await find(connection, what)
+    found, revision = await find(connection, what), 0
+    if isinstance(found, mix_pb2.Mix):
+        revision, found = found.artifact_revision, _artifact(found)
     name = base_name(found.name if isinstance(found, Artifact) else found.display_name)
     if found.name.startswith(("covers/", "mixes/", "styles/")) and isinstance(found, Artifact):
         name += f".{_words.extension(found.format)}"
     file = PartFile(_path(place, name))
     with contextlib.closing(file):
-        await _fetch(connection, _opener(connection, found.name), file, found.size_bytes, progress)
+        await _fetch(connection, _opener(connection, found.name, revision), file, found.size_bytes, progress)
         return file.finish(found.sha256, found.size_bytes)
 
 
@@ -103,12 +103,13 @@ def _path(place: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
-def _opener(connection: Connection, name: str) -> Opener:
-    """Return how a track, a stem, a cover, a mix or the preview of a style is streamed."""
+def _opener(connection: Connection, name: str, revision: int) -> Opener:
+    """Return how a track, a stem, a cover, a mix (of that revision) or the preview of a style is streamed."""
 
     def opener(offset: int) -> tuple[Any, Any]:
         if name.startswith("mixes/"):
-            return connection.mixes.DownloadMix, mix_pb2.DownloadMixRequest(name=name, offset=offset)
+            mix = mix_pb2.DownloadMixRequest(name=name, offset=offset, revision=revision)
+            return connection.mixes.DownloadMix, mix
         if name.startswith("styles/"):
             preview = style_pb2.DownloadStylePreviewRequest(name=name, offset=offset)
             return connection.styles.DownloadStylePreview, preview

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from contrafact import _words
 from contrafact._analysis import track_name
 from contrafact._channel import Connection
+from contrafact._errors import FailedPrecondition, JobCancelled, JobFailed, NotFound
 from contrafact._job import JobHandle
 from contrafact._styles import style_name
 from contrafact._watch import get_job
@@ -19,6 +22,8 @@ from contrafact.v1.mix_pb2 import Mix
 from contrafact.v1.project_pb2 import Project
 from contrafact.v1.style_pb2 import Style
 from contrafact.v1.track_pb2 import Track
+
+_PAUSE_SECONDS = 0.2  # before a project is looked at again
 
 Part = Style | StemPart | str | Mapping[str, Any]
 """How a stem is heard: with a style, given it or its name; or the fields of a StemPart, style among them."""
@@ -148,14 +153,19 @@ class MixMethods:
             progress: called with every event of its jobs, one job after the other.
 
         Raises:
-            JobFailed: it could not be separated, or not analysed; ``reason`` and ``message`` say why.
-            JobCancelled: somebody cancelled that.
+            FailedPrecondition: it could not be separated, or not analysed; ``reason`` says why.
         """
-        found = await self.project(project_name(project))
-        if found.state != project_pb2.PROJECT_STATE_READY:
+        while True:
+            found = await self.project(project_name(project))
+            if found.state == project_pb2.PROJECT_STATE_READY:
+                return found
+            if found.state == project_pb2.PROJECT_STATE_ERROR:
+                raise FailedPrecondition(found.error.message, reason=found.error.reason)
             for name in found.jobs:
-                await JobHandle(self._connection, await get_job(self._connection, name)).wait(progress)
-        return await self.project(found.name)
+                # How they end matters less than what there is then: others may have made the same.
+                with contextlib.suppress(JobFailed, JobCancelled, NotFound):
+                    await JobHandle(self._connection, await get_job(self._connection, name)).wait(progress)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def project(self, name: str) -> Project:
         """Get one project by its resource name, "projects/{id}"."""
@@ -243,8 +253,8 @@ class MixMethods:
 
         Args:
             mix: the mix or its resource name.
-            changes: new values by their paths in MixConfig, for example ``{"drums.volume": 0.5}``; or a whole
-                MixConfig, in which what is not given becomes the default.
+            changes: new values by their paths in MixConfig, for example ``{"drums.volume": 0.5}``; None: the
+                default; or a whole MixConfig, in which what is not given becomes the default.
             revision: only if the mix is still of this revision; 0: whatever it is.
             wait: as for :meth:`create_mix`.
             priority: as for :meth:`create_mix`.
@@ -288,6 +298,13 @@ class MixMethods:
         await self._connection.unary(self._connection.mixes.DeleteMix, request)
 
 
+_WORDS: dict[str, Callable[[str], int]] = {
+    "normalization": _words.normalization,
+    "format": _words.audio_format,
+    "envelope": _words.envelope,
+}
+
+
 def _changed(changes: Mapping[str, Any]) -> tuple[MixConfig, list[str]]:
     """Return a configuration that has the new values, and their paths."""
     config = MixConfig()
@@ -298,16 +315,25 @@ def _changed(changes: Mapping[str, Any]) -> tuple[MixConfig, list[str]]:
             target = getattr(target, parent, None)
         if target is None or last not in getattr(target, "DESCRIPTOR", MixConfig.DESCRIPTOR).fields_by_name:
             raise ValueError(f"a mix has no {path!r}")
-        if isinstance(value, Style):
-            value = value.name
-        if path in ("drums", "bass", "other", "vocals"):
-            value = stem_part(value)
-        elif path == "normalization" and isinstance(value, str):
-            value = _words.normalization(value)
-        elif path == "format" and isinstance(value, str):
-            value = _words.audio_format(value)
-        if hasattr(value, "DESCRIPTOR"):
-            getattr(target, last).CopyFrom(value)
-        else:
-            setattr(target, last, value)
+        if value is not None:
+            _set(target, last, value)
     return config, list(changes)
+
+
+def _set(target: Any, name: str, value: Any) -> None:
+    """Set a field, also by the words of its values."""
+    if isinstance(value, Style):
+        value = value.name
+    if name in ("drums", "bass", "other", "vocals"):
+        value = stem_part(value)
+    elif name == "grains" and isinstance(value, Mapping):
+        value = grain_settings(**value)
+    elif isinstance(value, str) and name in _WORDS:
+        value = _WORDS[name](value)
+    try:
+        if hasattr(value, "DESCRIPTOR"):
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be {value!r}") from error

@@ -10,8 +10,8 @@ import typer
 from contrafact._cli import options
 from contrafact._cli.finding import first
 from contrafact._cli.output import as_json, duration, json_line, size, table
-from contrafact._cli.progress import reporter
 from contrafact._cli.running import run
+from contrafact._cli.saving import saved
 
 if TYPE_CHECKING:
     from contrafact._client import Client
@@ -59,22 +59,13 @@ def list_(
 @app.command()
 def download(
     name: Name,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File, or a folder that exists.")] = Path(
-        "."
-    ),
+    output: options.Output = Path(),
     address: options.Address = None,
 ) -> None:
     """Download a finished cover."""
 
     async def work(client: Client) -> None:
-        show = reporter(json=False)
-        try:
-            path = await client.download(
-                name, output, progress=lambda done, total: show.bytes_done("download", done, total)
-            )
-        finally:
-            show.close()
-        typer.echo(str(path))
+        await saved(client, name, output)
 
     run(address, work)
 

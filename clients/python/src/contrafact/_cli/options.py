@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,3 +43,4 @@ PitchMethod = Annotated[
 ]
 Speaker = Annotated[int, typer.Option(min=0, help="Which of the voice's speakers.")]
 Limit = Annotated[int, typer.Option(min=1, help="Show at most so many.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File, or a folder that exists.")]

@@ -12,6 +12,7 @@ from contrafact._cli.finding import find_style, first
 from contrafact._cli.following import cancelling, reporting
 from contrafact._cli.output import as_json, duration, json_line, printable, table
 from contrafact._cli.running import run
+from contrafact._cli.saving import saved
 
 if TYPE_CHECKING:
     from contrafact._cli.progress import Reporter
@@ -159,16 +160,14 @@ def grains(
 @app.command()
 def preview(
     style: Which,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File, or a folder that exists.")] = Path(
-        "."
-    ),
+    output: options.Output = Path(),
     address: options.Address = None,
 ) -> None:
     """Download the preview of a style: its first grains."""
 
     async def work(client: Client) -> None:
         found = await find_style(client, style)
-        typer.echo(str(await client.download(found.name, output)))
+        await saved(client, found.name, output)
 
     run(address, work)
 

@@ -194,9 +194,7 @@ def warm(voice: Which, address: options.Address = None, json: options.Json = Fal
 @app.command()
 def sample(
     voice: Which,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File, or a folder that exists.")] = Path(
-        "."
-    ),
+    output: options.Output = Path(),
     address: options.Address = None,
 ) -> None:
     """Download the sample of a voice."""
