@@ -14,7 +14,7 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 class Purpose(IntEnum):
     """What is left to chance."""
 
-    LEAVE_OUT = 0
+    COUNT = 0
     CHOOSE = 1
     PLACE = 2
     CUT = 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -11,7 +11,6 @@ from contrafact.v1 import grain_pb2
 from numpy.typing import NDArray
 
 from servers.grains.chance import Purpose, draws
-from servers.grains.features import in_phase
 from servers.grains.library import MAX_GRAINS, MIN_FRAMES
 from servers.grains.onsets import Onsets, refined
 from servers.media.reference import librosa
@@ -101,28 +100,36 @@ def _part(samples: Samples, begin: int, end: int) -> Samples:
 
 def _onsets(samples: Samples, rate: int, progress: Callable[[float], None]) -> Positions:
     """All onsets, to the sample."""
-    detector = Onsets(rate)
+    detector, sign, block = Onsets(rate), sign_of(samples, rate), _BLOCK_SECONDS * rate
     rough = []
-    for mono, share in _mono_blocks(samples, rate):
-        rough.append(detector.process(mono))
-        progress(_SPLITTING_SHARE + (1 - _SPLITTING_SHARE) * share / 2)
-    places = np.concatenate([*rough, detector.finish()])
-    margin, block = round(_MARGIN_SECONDS * rate), _BLOCK_SECONDS * rate
+    for begin in range(0, samples.shape[1], block):
+        rough.append(detector.process(mono_of(samples[:, begin : begin + block], sign)))
+        progress(_SPLITTING_SHARE + (1 - _SPLITTING_SHARE) * begin / samples.shape[1] / 2)
+    places, margin = np.concatenate([*rough, detector.finish()]), round(_MARGIN_SECONDS * rate)
     exact = [np.zeros(0, np.int64)]
     for begin in range(0, samples.shape[1], block):
         here = places[(places >= begin) & (places < begin + block)]
         first = max(0, begin - margin)
-        part = samples[:, first : begin + block + margin]
-        found, _ = refined(in_phase(part, np.array([part.shape[1]])), here - first, rate)
+        mono = mono_of(samples[:, first : begin + block + margin], sign)
+        found, _ = refined(mono, here - first, rate)
         exact.append(found + first)
         progress(_SPLITTING_SHARE + (1 - _SPLITTING_SHARE) * (1 + begin / samples.shape[1]) / 2)
     return np.unique(np.concatenate(exact))
 
 
-def _mono_blocks(samples: Samples, rate: int) -> Iterator[tuple[Samples, float]]:
-    for begin in range(0, samples.shape[1], _BLOCK_SECONDS * rate):
-        part = samples[:, begin : begin + _BLOCK_SECONDS * rate]
-        yield in_phase(part, np.array([part.shape[1]])), begin / samples.shape[1]
+def sign_of(samples: Samples, rate: int) -> float:
+    """Of the second channel in :func:`mono_of`: -1 where the sum of both is louder so, in all of them together."""
+    if len(samples) == 1:
+        return 1.0
+    block = _BLOCK_SECONDS * rate
+    parts = (samples[:, begin : begin + block] for begin in range(0, samples.shape[1], block))
+    return 1.0 if sum(float((left * right).sum(dtype=np.float64)) for left, right in parts) >= 0 else -1.0
+
+
+def mono_of(samples: Samples, sign: float) -> Samples:
+    """The mean of the channels, the second times ``sign``: float32 ``[frames]``."""
+    mono: Samples = samples[0] if len(samples) == 1 else np.float32(0.5) * (samples[0] + np.float32(sign) * samples[1])
+    return mono
 
 
 def _at_onsets(pieces: Spans, onsets: Positions) -> Spans:

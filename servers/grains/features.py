@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from servers.grains.covering import coverings
+from servers.grains.library import MIN_FRAMES
 
 Samples = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
 ONSET_DB = 20.0
-"""A grain's onset is the first frame that is by less than this below its peak."""
+"""A grain's onset is the first frame that is by less than this below its peak, but not in its last 512 frames."""
 _FRAME_SECONDS = 0.0465
 
 
@@ -45,6 +46,7 @@ def levels_of(audio: Samples, lengths: Positions) -> Levels:
     audible = peaks * np.float32(10 ** (-ONSET_DB / 20))
     grains = [magnitudes[begin:end] for begin, end in zip(offsets.tolist(), np.cumsum(lengths).tolist(), strict=True)]
     onsets = np.array([np.argmax(grain >= level) for grain, level in zip(grains, audible, strict=True)], np.int64)
+    onsets = np.minimum(onsets, np.maximum(lengths - MIN_FRAMES, 0))
     return Levels(
         rms=np.sqrt(squares / lengths).astype(np.float32),
         peaks=peaks,
@@ -53,7 +55,9 @@ def levels_of(audio: Samples, lengths: Positions) -> Levels:
     )
 
 
-def brightness_of(segments: Samples | Sequence[Samples], rate: int) -> Samples:
+def brightness_of(
+    segments: Samples | Sequence[Samples], rate: int, pause: Callable[[], object] = lambda: None
+) -> Samples:
     """The spectral centroid of each segment: the mean frequency, weighted by magnitude, of Hann windows of 46 ms.
 
     A segment that is shorter than that has a window of its own length. Does not depend on the other segments.
@@ -61,6 +65,7 @@ def brightness_of(segments: Samples | Sequence[Samples], rate: int) -> Samples:
     Args:
         segments: float32 ``[n, length]``, or n arrays ``[length]`` of any lengths: mono, finite.
         rate: in Hz.
+        pause: called again and again; what it raises ends the work.
 
     Returns:
         float32 ``[n]``, in Hz; 0 of silence.
@@ -73,6 +78,7 @@ def brightness_of(segments: Samples | Sequence[Samples], rate: int) -> Samples:
         for batch, frames, lengths in covering.batches():
             magnitudes = np.abs(fft.rfft(frames * _windows(lengths, covering.length), axis=1))
             sums[:, batch] = magnitudes @ hz, magnitudes.sum(axis=1, dtype=np.float64)
+            pause()
         weighted, weights = (np.bincount(covering.owners, each, len(which)) for each in sums)
         result[which] = weighted / np.maximum(weights, np.finfo(np.float32).tiny)
     return result

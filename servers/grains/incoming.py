@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from contrafact.engine.v1.grains_pb2 import LibraryPiece, NoteBatch
+from contrafact.engine.v1.grains_pb2 import GrainLibrary, LibraryPiece, NoteBatch
 
-from servers.grains.library import InvalidLibrary
+from servers.grains.library import InvalidLibrary, parsed
 from servers.grains.notes import Notes, from_batch
 from servers.platform.errors import ApiError, invalid
 
-STEP_NOTES = 64
-"""The most that a step takes in."""
+STEP_NOTES = 8
+"""The most that a step takes in. Each may have 16 grains, each of which may be compared with 200,000."""
 
 
 class Upload:
@@ -26,7 +26,7 @@ class Upload:
     def __init__(self, sha256: str, size: int) -> None:
         self._sha256, self._size = sha256, size
         self._received = 0
-        self._pieces: list[bytes] = []
+        self._data = bytearray()
 
     @property
     def complete(self) -> bool:
@@ -46,24 +46,23 @@ class Upload:
         if self._received > self._size:
             raise self.wrong(f"it has more than the {self._size} bytes that were announced")
         if keep:
-            self._pieces.append(piece.data)
+            self._data += piece.data
 
     def check_complete(self) -> None:
         """Raise ApiError if bytes are missing."""
         if not self.complete:
             raise self.wrong(f"the end came after {self._received} of {self._size} bytes")
 
-    def data(self) -> bytes:
-        """All bytes. Call once, last.
+    def library(self) -> GrainLibrary:
+        """What the bytes are; they are dropped. Call once, last.
 
         Raises:
-            InvalidLibrary: they have another SHA-256.
+            InvalidLibrary: they have another SHA-256, or are no library.
         """
-        data = b"".join(self._pieces)
-        self._pieces = []
+        data, self._data = self._data, bytearray()
         if hashlib.sha256(data).hexdigest() != self._sha256:
             raise InvalidLibrary("its bytes have not the SHA-256 that was announced")
-        return data
+        return parsed(data)
 
     @staticmethod
     def wrong(message: str) -> ApiError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,12 +30,15 @@ VERSION = 1
 MIN_FRAMES = 512
 MAX_GRAINS = 200_000
 MAX_SECONDS = 1200
+MAX_SAMPLES = MAX_SECONDS * 48_000 * 2
+"""Frames times channels: memory is bounded whatever the rate."""
 _RATES = range(8_000, 384_001)
 _LARGEST = 1e6  # magnitude of a sample
 _LATEST = 172_800.0 + MAX_SECONDS
 _MOST_FRAMES_PER_BYTE = 65_535 / 11  # of FLAC: RFC 9639, a frame of two constant subframes would be longer
 _FLAC = b"fLaC\x80\0\0\x22"  # STREAMINFO, and no other metadata
 _PIECE = 1 << 18  # frames encoded at once
+_FRAMES_AT_ONCE = 64  # of FLAC, of some thousand samples each
 
 
 class InvalidLibrary(ValueError):
@@ -84,11 +87,11 @@ class Library:
         return self.audio.shape[1]
 
 
-def encode(library: Library) -> bytes:
+def encode(library: Library, pause: Callable[[], object] = lambda: None) -> bytes:
     """A library as a serialized GrainLibrary: the same gives the same bytes, here and with the same codec elsewhere.
 
     Samples are rounded to 24 bits of full scale, or of the power of two above it that holds the largest. What was
-    decoded is encoded to the bytes it came from.
+    decoded is encoded to the bytes it came from. ``pause`` is called again and again; what it raises ends the work.
     """
     scale = _scale(library.audio)
     stored = grains_pb2.GrainLibrary(
@@ -105,21 +108,38 @@ def encode(library: Library) -> bytes:
         brightness=library.brightness.astype("<f4").tobytes(),
         attacks=library.attacks.astype("<u4").tobytes(),
         onsets=library.onsets.astype("<u4").tobytes(),
-        audio=_flac(library.audio, library.sample_rate, scale),
+        audio=_flac(library.audio, library.sample_rate, scale, pause),
     )
     return stored.SerializeToString(deterministic=True)
 
 
-def decode(data: bytes) -> Library:
+def decode(data: bytes, *, audio: bool = True) -> Library:
     """What :func:`encode` made. Trusts nothing: takes memory only for audio that is there and that 20 minutes hold.
+
+    Args:
+        data: as it is stored.
+        audio: whether it is wanted; if not, it is not looked at, and has no frames.
 
     Raises:
         InvalidLibrary: damaged, inconsistent, or of another version.
     """
+    return decoded(parsed(data), audio=audio)
+
+
+def parsed(data: bytes | bytearray) -> grains_pb2.GrainLibrary:
+    """What :func:`decoded` takes: the data are not needed any more. Raises InvalidLibrary."""
     try:
-        stored = grains_pb2.GrainLibrary.FromString(data)
+        stored = grains_pb2.GrainLibrary()
+        stored.MergeFromString(data)  # type: ignore[arg-type]  # a bytearray is copied no more than bytes are
     except DecodeError as error:
         raise InvalidLibrary("it is no serialized grain library") from error
+    return stored
+
+
+def decoded(
+    stored: grains_pb2.GrainLibrary, pause: Callable[[], object] = lambda: None, *, audio: bool = True
+) -> Library:
+    """As :func:`decode`. ``pause`` is called again and again; what it raises ends the work."""
     _require(stored.version == VERSION, "its version is not known")
     _require(stored.sample_rate in _RATES, "its sample rate is out of range")
     _require(stored.channels in (1, 2), "it has neither one channel nor two")
@@ -130,7 +150,8 @@ def decode(data: bytes) -> Library:
     )
     _require(lengths.min() >= MIN_FRAMES, "a grain is too short")
     _require(lengths.sum() == stored.frames, "its grains are not as long as its audio")
-    _require(stored.frames <= MAX_SECONDS * stored.sample_rate, "its audio is too long")
+    most = min(MAX_SECONDS * stored.sample_rate, MAX_SAMPLES // stored.channels)
+    _require(stored.frames <= most, "its audio is too long")
     _require(bool((onsets + attacks < lengths).all()), "an onset or a peak is outside its grain")
     starts = _numbers(stored.starts, "<f8", count, 0, _LATEST)
     _require(bool((np.diff(starts) >= 0).all()), "its grains are out of order")
@@ -149,7 +170,7 @@ def decode(data: bytes) -> Library:
         brightness=_numbers(stored.brightness, "<f4", count, 0, stored.sample_rate / 2),
         attacks=attacks,
         onsets=onsets,
-        audio=_samples(stored),
+        audio=_samples(stored, pause) if audio else np.empty((stored.channels, 0), np.float32),
     )
 
 
@@ -185,7 +206,7 @@ def _scale(audio: Samples) -> float:
     return scale
 
 
-def _flac(audio: Samples, rate: int, scale: float) -> bytes:
+def _flac(audio: Samples, rate: int, scale: float, pause: Callable[[], object]) -> bytes:
     # What FLAC calls the rate is of no use to us, and it cannot say all of them.
     encoder = Encoder(
         AudioFormat.FLAC,
@@ -193,20 +214,26 @@ def _flac(audio: Samples, rate: int, scale: float) -> bytes:
         channels=len(audio),
         frames=audio.shape[1],
     )
-    pieces = (audio[:, first : first + _PIECE] for first in range(0, audio.shape[1], _PIECE))
-    return b"".join([*(encoder.encode(piece / np.float32(scale)) for piece in pieces), encoder.finish()])
+    coded = []
+    for first in range(0, audio.shape[1], _PIECE):
+        coded.append(encoder.encode(audio[:, first : first + _PIECE] / np.float32(scale)))
+        pause()
+    return b"".join([*coded, encoder.finish()])
 
 
-def _samples(stored: grains_pb2.GrainLibrary) -> Samples:
-    _require(stored.frames <= len(stored.audio) * _MOST_FRAMES_PER_BYTE, "its audio is incomplete")
+def _samples(stored: grains_pb2.GrainLibrary, pause: Callable[[], object]) -> Samples:
+    coded = stored.audio
+    _require(stored.frames <= len(coded) * _MOST_FRAMES_PER_BYTE, "its audio is incomplete")
     audio = np.empty((stored.channels, stored.frames), np.float32)
     filled = 0
     try:
-        for piece in _decoded(stored.audio):
+        for number, piece in enumerate(_decoded(coded)):
             end = filled + piece.shape[1]
             _require(len(piece) == stored.channels and end <= stored.frames, "its audio is not what it should be")
             np.multiply(piece, stored.scale * 2.0**-31, out=audio[:, filled:end], casting="same_kind")
             filled = end
+            if number % _FRAMES_AT_ONCE == 0:
+                pause()
     except av.error.FFmpegError as error:
         raise InvalidLibrary("its audio is damaged") from error
     _require(filled == stored.frames, "its audio is incomplete")

@@ -6,7 +6,7 @@ of every piece, by FFT in batches; then one pitch for each piece: the one that m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,12 +37,13 @@ _APART = 20_000 * _FINE  # from one segment to the next, in these
 _UNIT = 1 << 20
 
 
-def pitches(segments: Samples | Sequence[Samples], rate: int) -> Samples:
+def pitches(segments: Samples | Sequence[Samples], rate: int, pause: Callable[[], object] = lambda: None) -> Samples:
     """The pitch of each segment.
 
     Args:
         segments: float32 ``[n, length]``, or n arrays ``[length]`` of any lengths: mono, finite.
         rate: in Hz.
+        pause: called again and again; what it raises ends the work.
 
     Returns:
         float32 ``[n]``, Hz from C1 (32.7) to C7 (2093); 0: none, or shorter than two of its periods, or nothing is
@@ -55,6 +56,7 @@ def pitches(segments: Samples | Sequence[Samples], rate: int) -> Samples:
         weights = np.zeros(len(covering.owners), np.float32)
         for batch, frames, lengths in covering.batches():
             hz[batch], weights[batch] = _pitches_of_frames(frames, lengths, rate)
+            pause()
         result[which] = _of_segments(len(which), covering.owners, hz, weights)
     return result
 

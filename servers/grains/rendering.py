@@ -15,13 +15,12 @@ from servers.grains.notes import Notes, no_notes
 from servers.grains.schedule import schedule
 from servers.grains.selection import Selector
 from servers.grains.settings import playing
-from servers.grains.voice import Voices, cents_between
+from servers.grains.voice import INAUDIBLE, POWER_SECONDS, Voices, cents_between
 
 Samples = NDArray[np.float32]
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Of what notes and a library sound like: it counts up with every change that a stored layer would differ by."""
-_INAUDIBLE = 1e-6  # a peak that is not raised to anything
 
 
 class UnfitNotes(ValueError):
@@ -29,13 +28,15 @@ class UnfitNotes(ValueError):
 
 
 class _Grain(NamedTuple):
-    """A grain that will be played; those that begin together are added in order."""
+    """A grain that will be played, one of ``grains`` of its note; those that begin together are added in order."""
 
     start: int
     order: int
     grain: int
     cents: int
     level: float
+    spacing: float
+    grains: int
     left: float
     right: float
 
@@ -61,7 +62,8 @@ class Rendering:
         self._selector = Selector(library, self._playing, self._rate)
         self._voices = Voices(library, self._playing, self._rate, self._channels)
         self._waiting: list[_Grain] = []
-        self._tail = np.zeros((self._channels, self._voices.frames), np.float32)  # what goes on at `position`
+        self._tail = np.zeros((self._channels, 0), np.float32)  # what goes on at `position`
+        self._reach = 0  # the frame where that ends
         self._last = self._scheduled = self._notes = self._played = 0
         self._used = np.zeros(len(library), np.bool_)
 
@@ -94,7 +96,10 @@ class Rendering:
     def report(self) -> grains_pb2.RenderReport:
         """What was played so far."""
         return grains_pb2.RenderReport(
-            notes=self._notes, grains=self._played, different_grains=int(np.count_nonzero(self._used))
+            notes=self._notes,
+            grains=self._played,
+            different_grains=int(np.count_nonzero(self._used)),
+            version=RENDER_VERSION,
         )
 
     def _schedule(self, notes: Notes) -> None:
@@ -108,34 +113,43 @@ class Rendering:
             cents = [cents_between(own, wanted) for wanted, own in zip(*pitches, strict=True)]
         angles = np.pi / 4 * (1 + spread * (2 * draws(seed, starts, plan.numbers, Purpose.PLACE) - 1))
         sides = np.sqrt(2) * np.cos(angles), np.sqrt(2) * np.sin(angles)
-        columns = [plan.starts.tolist(), chosen, cents, *(column.tolist() for column in (plan.levels, *sides))]
+        spacings = plan.spacings / (POWER_SECONDS * self._rate)
+        columns = [
+            plan.starts.tolist(),
+            chosen,
+            cents,
+            *(column.tolist() for column in (plan.levels, spacings, plan.counts, *sides)),
+        ]
         for start, *rest in zip(*columns, strict=True):
             heapq.heappush(self._waiting, _Grain(start, self._scheduled, *rest))
             self._scheduled += 1
 
     def _ready(self, end: int) -> Samples:
         """The next frames, up to ``end``."""
-        frames, longest = end - self.position, self._voices.frames
+        frames = end - self.position
         if not frames:
             return np.zeros((self._channels, 0), np.float32)
-        audio = np.zeros((self._channels, frames + longest), np.float32)
-        audio[:, :longest] = self._tail
+        audio = np.zeros((self._channels, frames + self._voices.frames), np.float32)
+        audio[:, : self._tail.shape[1]] = self._tail
         while self._waiting and self._waiting[0].start < end:
             self._play(heapq.heappop(self._waiting), audio)
-        self._tail = audio[:, frames:].copy()
+        self._tail = audio[:, frames : max(frames, self._reach - self.position)].copy()
         self.position = end
         return audio[:, :frames]
 
     def _play(self, grain: _Grain, audio: Samples) -> None:
         """Add a grain to ``audio``, which begins at ``position``."""
         voice = self._voices.voice(grain.grain, grain.cents)
-        if voice.peak < _INAUDIBLE:
+        if voice.peak < INAUDIBLE:
             return
         begin = grain.start - self.position
         frames = min(voice.samples.shape[1], self._frames - grain.start)
-        gain = grain.level / voice.peak if self._playing.follow_level else 1.0
+        gain = 1.0
+        if self._playing.follow_level:
+            gain = grain.level / voice.loud / voice.overlap(grain.spacing, grain.grains)
         for channel, side in enumerate((grain.left, grain.right) if self._channels == 2 else (1.0,)):
             samples = voice.samples[min(channel, len(voice.samples) - 1), :frames]
             audio[channel, begin : begin + frames] += np.float32(gain * side) * samples
+        self._reach = max(self._reach, grain.start + frames)
         self._played += 1
         self._used[grain.grain] = True

@@ -15,7 +15,7 @@ from servers.grains import messages
 from servers.grains.building import CannotCut, build
 from servers.grains.incoming import Order, Upload
 from servers.grains.libraries import Libraries, Place
-from servers.grains.library import InvalidLibrary, Library, decode, encode
+from servers.grains.library import InvalidLibrary, Library, decoded, encode
 from servers.grains.notes import Notes, no_notes, to_messages
 from servers.grains.preview import preview
 from servers.grains.rendering import Rendering
@@ -29,7 +29,7 @@ from servers.platform.turns import Turns
 T = TypeVar("T")
 
 MAX_BUILDS = 4
-"""At once. Each holds its sound: 423 MB of 20 minutes at 44.1 kHz in stereo."""
+"""At once. Each holds its sound and what is cut out of it, at most 461 MB each: 20 minutes at 48 kHz in stereo."""
 MAX_UPLOADS = 4
 """Libraries that are received and decoded at once. Each is held as it was sent, and decoded."""
 STEP_FRAMES = 16_384
@@ -103,18 +103,14 @@ class Building(Running):
     async def _work(self, requests: AsyncIterator[Any]) -> AsyncGenerator[pb.BuildResponse, None]:
         yield self._sign()
         async with self._shared.builds.hold(self._priority):
-            library = await self._built(requests)
-            report = messages.build_report(library)
-            data = await self._step(encode, library)
-            heard = await self._step(preview, library)
-        del library
+            report, data, heard = await self._built(requests)
         for piece in messages.pieces(data):
             yield pb.BuildResponse(library=piece)
         for block in messages.audio(0, heard):
             yield pb.BuildResponse(preview=block)
         yield pb.BuildResponse(report=report)
 
-    async def _built(self, requests: AsyncIterator[Any]) -> Library:
+    async def _built(self, requests: AsyncIterator[Any]) -> tuple[pb.BuildReport, bytes, Samples]:
         spec = self._spec
         received, samples = Received(spec.channels, spec.frames), np.empty((spec.channels, spec.frames), np.float32)
 
@@ -122,12 +118,13 @@ class Building(Running):
             part = received.block(block.start, block.samples)
             samples[:, block.start : block.start + part.shape[1]] = part
 
-        def work(pause: Callable[[], None]) -> Library:
+        def work(pause: Callable[[], None]) -> tuple[pb.BuildReport, bytes, Samples]:
             def progress(share: float) -> None:
                 self._progress = share
                 pause()
 
-            return build(samples, spec.sample_rate, spec.cut, progress)
+            library = build(samples, spec.sample_rate, spec.cut, progress)
+            return messages.build_report(library), encode(library, pause), preview(library)
 
         async for request in requests:
             await self._step(take, request.block)
@@ -203,7 +200,8 @@ class Playing(Running):
         upload = Upload(self._spec.library_sha256, self._spec.library_bytes)
 
         async def load() -> Library:
-            return await self._step(decode, await self._step(upload.data))
+            stored = await self._step(upload.library)
+            return await self._shared.turns.steps(self._priority, lambda pause: decoded(stored, pause))
 
         async with self._shared.uploads.hold(self._priority):
             while not upload.complete and (request := await anext(requests, None)) is not None:

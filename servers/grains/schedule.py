@@ -1,4 +1,4 @@
-"""When notes are played: which are left out, and what follows in long ones."""
+"""When notes are played: how many grains each has, and where."""
 
 from __future__ import annotations
 
@@ -26,37 +26,43 @@ class Schedule:
         notes: the note of each.
         numbers: which grain of its note it is, from 0.
         starts: its first frame.
+        counts: how many grains its note has.
+        spacings: frames from one of them to the next.
         levels: how loud it should be: the note's peak, or the level at its place.
     """
 
     notes: Indices
     numbers: Indices
     starts: Indices
+    counts: Indices
+    spacings: Values
     levels: Values
 
 
 def schedule(notes: Notes, playing: Playing, rate: int, end: int) -> Schedule:
-    """Each note has a grain where it begins, but for those left out by chance with a density below 1.
+    """Each note has as many grains as the density, rounded up or down by chance: it is their mean.
 
-    With one above 1 others follow, at every ``frames / density`` of the note, rounded down, but at least 10 ms apart.
-    Nothing begins where the note is silent, nor at ``end`` or after it.
+    The first is where the note begins, the others follow at every ``frames / grains`` of the note, rounded down, but at
+    least 10 ms apart. Nothing begins where the note is silent, nor at ``end`` or after it.
 
     Args:
         rate: in Hz.
         end: frames of the stem.
     """
     starts = notes.starts
-    played = (starts < end) & (draws(playing.seed, starts, np.zeros_like(starts), Purpose.LEAVE_OUT) < playing.density)
-    of = np.flatnonzero(played)
-    frames = notes.frames[of].astype(np.float64)
-    spacing = np.maximum(frames / max(playing.density, 1.0), LEAST_SECONDS * rate)
-    numbers = np.arange(int(np.ceil(max(playing.density, 1.0))))
-    offsets = np.floor(spacing[:, np.newaxis] * numbers)
-    row, number = np.nonzero((offsets < frames[:, np.newaxis]) & (offsets < (end - starts[of])[:, np.newaxis]))
-    which, offset = of[row], offsets[row, number].astype(np.int64)
+    least, more = divmod(playing.density, 1.0)
+    counts = int(least) + (draws(playing.seed, starts, np.zeros_like(starts), Purpose.COUNT) < more).astype(np.int64)
+    spacings = np.maximum(notes.frames / np.maximum(counts, 1), LEAST_SECONDS * rate)
+    counts = np.minimum(counts, np.ceil(notes.frames / spacings).astype(np.int64))
+    numbers = np.arange(int(counts.max(initial=0)))
+    offsets = np.floor(spacings[:, np.newaxis] * numbers).astype(np.int64)
+    within = (numbers < counts[:, np.newaxis]) & (offsets < np.minimum(notes.frames, end - starts)[:, np.newaxis])
+    which, number = np.nonzero(within)
+    offset = offsets[which, number]
     levels = _levels(notes, which, offset, rate)
     heard = levels > 0
-    return Schedule(which[heard], number[heard], (starts[which] + offset)[heard], levels[heard])
+    which, number, offset = which[heard], number[heard], offset[heard]
+    return Schedule(which, number, starts[which] + offset, counts[which], spacings[which], levels[heard])
 
 
 def _levels(notes: Notes, which: Indices, offsets: Indices, rate: int) -> Values:

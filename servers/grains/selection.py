@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from servers.grains.library import Library
 from servers.grains.notes import Notes
 from servers.grains.settings import Playing
+from servers.grains.voice import INAUDIBLE
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -18,8 +19,8 @@ SEMITONE = 1 / 12
 STEPS = 2**20
 """Of an octave: distances are whole numbers of such steps, so that sums are exact and what is as near is a tie."""
 _LEAST, _LEAST_HZ = 1e-6, 1.0  # what is less, magnitudes, seconds and frequencies, is taken for this
-_BLOCK = 256  # notes
 _LOOKED_AT = 64  # grains on either side
+_KINDS = False, True  # whether with a pitch
 
 
 class Selector:
@@ -28,12 +29,13 @@ class Selector:
     The distance of a grain from a note is the sum of the distances of their pitches, levels (RMS), brightnesses and
     durations, in octaves or factors of two, each times its weight; that of pitch is 1. Where the note has no pitch, or
     no grain has one, or pitch mapping is off, all grains are compared, and brightness, with a weight of 1, takes the
-    place of pitch; else only grains with a pitch are. What was chosen last is left aside if another grain is at most a
-    semitone farther, unless repeats are allowed. Then one of those that are at most ``variation`` octaves farther than
-    the nearest is chosen by chance, all as likely; without variation, the nearest, and of ties the first.
+    place of pitch; else only grains with a pitch are. Silent grains are not, unless all are silent. What was chosen
+    last is left aside if another grain is at most a semitone farther, unless repeats are allowed. Then one of those
+    that are at most ``variation`` octaves farther than the nearest is chosen by chance, all as likely; without
+    variation, the nearest, and of ties the first.
 
-    A choice without weights and variation costs the logarithm of the number of grains; else the note is compared with
-    those grains that are near enough in pitch alone.
+    A choice without weights costs the logarithm of the number of grains; with them, the note is compared with those
+    grains that are near enough in pitch alone.
 
     Args:
         library: one grain at least.
@@ -42,7 +44,9 @@ class Selector:
 
     def __init__(self, library: Library, playing: Playing, rate: int) -> None:
         self._library, self._playing, self._rate = library, playing, rate
-        self._pitched = np.flatnonzero(library.pitches > 0)
+        audible = np.flatnonzero(library.peaks >= INAUDIBLE)
+        self._audible = audible if len(audible) else np.arange(len(library))
+        self._pitched = self._audible[library.pitches[self._audible] > 0]
         self._last = -1
 
     def choose(self, notes: Notes, which: Indices, chances: Values) -> Indices:
@@ -51,40 +55,14 @@ class Selector:
         Args:
             chances: as many, from 0 up to 1.
         """
+        pitches, seconds = notes.pitches[which], notes.frames[which] / self._rate
+        pitched = (pitches > 0) & (self._playing.pitch_mapping and len(self._pitched) > 0)
+        targets = [self._features(kind, pitches, notes.rms[which], notes.brightness[which], seconds) for kind in _KINDS]
         chosen = np.empty(len(which), np.int64)
-        for first in range(0, len(which), _BLOCK):
-            block = slice(first, first + _BLOCK)
-            near = self._near(notes, which[block])
-            for row, chance in enumerate(chances[block].tolist(), first):
-                self._last = chosen[row] = self._one(*near[row - first], chance)
-        return chosen
-
-    def _one(self, field: _Field, target: Values, begin: int, end: int, chance: float) -> int:
-        grains, distances = field.grains[begin:end], field.distances(target, begin, end)
-        if not self._playing.allow_repeats and len(grains) > 1:
-            others = grains != self._last
-            if not others.all() and distances[others].min() <= distances[~others][0] + SEMITONE:
-                grains, distances = grains[others], distances[others]
-        near = grains[distances <= distances.min() + self._playing.variation]
-        rank = int(chance * len(near)) if self._playing.variation else 0
-        return int(np.partition(near, rank)[rank])
-
-    def _near(self, notes: Notes, which: Indices) -> list[tuple[_Field, Values, int, int]]:
-        """For each note, with what it is compared, as what, and which places have all that may be chosen."""
-        pitched = notes.pitches[which] > 0
-        if not (self._playing.pitch_mapping and len(self._pitched)):
-            pitched[:] = False
-        near: dict[int, tuple[_Field, Values, int, int]] = {}
-        for kind in np.unique(pitched):
-            rows = np.flatnonzero(pitched == kind)
+        for row, (kind, chance) in enumerate(zip(pitched.tolist(), chances.tolist(), strict=True)):
             field = self._by_pitch if kind else self._by_brightness
-            of = which[rows]
-            seconds = notes.frames[of] / self._rate
-            targets = self._features(kind, notes.pitches[of], notes.rms[of], notes.brightness[of], seconds)
-            begins, ends = field.near(targets, self._playing.variation)
-            for place, row in enumerate(rows.tolist()):
-                near[row] = field, targets[:, place], begins[place], ends[place]
-        return [near[row] for row in range(len(which))]
+            self._last = chosen[row] = field.choose(targets[kind][:, row], self._last, chance)
+        return chosen
 
     @cached_property
     def _by_pitch(self) -> _Field:
@@ -92,13 +70,14 @@ class Selector:
 
     @cached_property
     def _by_brightness(self) -> _Field:
-        return self._field(False, np.arange(len(self._library.pitches)))
+        return self._field(False, self._audible)
 
     def _field(self, pitched: bool, grains: Indices) -> _Field:
         library = self._library
         seconds = (library.lengths - library.onsets)[grains] / library.sample_rate
         columns = (library.pitches[grains], library.rms[grains], library.brightness[grains], seconds)
-        return _Field(self._features(pitched, *columns), grains)
+        features = self._features(pitched, *columns)
+        return (_Line if len(features) == 1 else _Field)(features, grains, self._playing)
 
     def _features(
         self, pitched: bool, pitches: ArrayLike, rms: ArrayLike, brightness: ArrayLike, seconds: ArrayLike
@@ -124,36 +103,69 @@ def _octaves(values: ArrayLike, least: float) -> Values:
 class _Field:
     """Grains in order of their first feature, so that near ones are found.
 
-    Attributes:
-        grains: which grain is in each place.
+    Args:
+        features: ``[features, n]``, of those that may be chosen.
+        grains: which they are, ascending.
     """
 
-    def __init__(self, features: Values, grains: Indices) -> None:
+    def __init__(self, features: Values, grains: Indices, playing: Playing) -> None:
         order = np.argsort(features[0], kind="stable")
-        self._features, self.grains = np.ascontiguousarray(features[:, order]), grains[order]
-        self._looked_at = 2 if len(features) == 1 else _LOOKED_AT
+        self._features, self._grains = np.ascontiguousarray(features[:, order]), grains[order]
+        self._first = self._features[0]
+        self._variation, self._allow_repeats = playing.variation, playing.allow_repeats or len(grains) == 1
 
-    def distances(self, target: Values, begin: int, end: int) -> Values:
-        """Of the grains in places ``begin`` to ``end`` from a target ``[features]``."""
-        distances: Values = np.abs(self._features[:, begin:end] - target[:, np.newaxis]).sum(axis=0)
-        return distances
+    def choose(self, target: Values, last: int, chance: float) -> int:
+        """A grain for what has those features ``[features]``."""
+        begin, end = self._near(target)
+        grains, distances = self._grains[begin:end], self._distances(target, begin, end)
+        others = grains != last
+        if not (self._allow_repeats or others.all()) and distances[others].min() <= distances[~others][0] + SEMITONE:
+            grains, distances = grains[others], distances[others]
+        near = grains[distances <= distances.min() + self._variation]
+        return int(near[int(chance * len(near))] if self._variation else near.min())
 
-    def near(self, targets: Values, farther: float) -> tuple[list[int], list[int]]:
-        """From and to which place are all grains that are at most ``farther`` than the second nearest of each target.
+    def _near(self, target: Values) -> tuple[int, int]:
+        """From and to which place are all grains that are at most ``variation`` farther than the second nearest.
 
         The second nearest of a few whose first feature is nearest is no nearer than the second nearest of all, and what
         is farther than that by its first feature alone needs no comparison.
-
-        Args:
-            targets: ``[features, n]``.
         """
-        first = self._features[0]
-        middle = np.searchsorted(first, targets[0])
-        places = middle[:, np.newaxis] + np.arange(-self._looked_at, self._looked_at)
-        there = (places >= 0) & (places < len(first))
-        looked_at = self._features[:, np.clip(places, 0, len(first) - 1)]
-        distances = np.abs(looked_at - targets[:, :, np.newaxis]).sum(axis=0)
-        distances[~there] = np.inf
-        reach = np.partition(distances, 1, axis=1)[:, 1] + farther
-        begins = np.searchsorted(first, targets[0] - reach, "left")
-        return begins.tolist(), np.searchsorted(first, targets[0] + reach, "right").tolist()
+        middle = int(np.searchsorted(self._first, target[0]))
+        distances = self._distances(target, max(0, middle - _LOOKED_AT), middle + _LOOKED_AT)
+        return self._within(float(target[0]), float(np.sort(distances)[:2][-1]) + self._variation)
+
+    def _within(self, wanted: float, reach: float) -> tuple[int, int]:
+        """From and to which place the first feature is at most so far from what is wanted."""
+        begin, end = np.searchsorted(self._first, wanted - reach), np.searchsorted(self._first, wanted + reach, "right")
+        return int(begin), int(end)
+
+    def _distances(self, target: Values, begin: int, end: int) -> Values:
+        distances: Values = np.abs(self._features[:, begin:end] - target[:, np.newaxis]).sum(axis=0)
+        return distances
+
+
+class _Line(_Field):
+    """The same with one feature: those that may be chosen follow each other, so that none needs to be looked at."""
+
+    def __init__(self, features: Values, grains: Indices, playing: Playing) -> None:
+        super().__init__(features, grains, playing)
+        self._places = np.full(int(grains.max(initial=-1)) + 1, -1)  # of all grains up to the last that is there
+        self._places[self._grains] = np.arange(len(grains))
+
+    def choose(self, target: Values, last: int, chance: float) -> int:
+        """A grain for what has that feature ``[1]``."""
+        wanted = float(target[0])
+        middle = int(np.searchsorted(self._first, wanted))
+        places = range(max(0, middle - 2), min(len(self._first), middle + 2))  # the two nearest are among them
+        far = {place: abs(float(self._first[place]) - wanted) for place in places}
+        left_out = int(self._places[last]) if 0 <= last < len(self._places) and not self._allow_repeats else -1
+        others = min(distance for place, distance in far.items() if place != left_out)
+        if left_out >= 0 and others > abs(float(self._first[left_out]) - wanted) + SEMITONE:
+            left_out = -1
+        begin, end = self._within(wanted, (min(far.values()) if left_out < 0 else others) + self._variation)
+        if self._variation:
+            place = begin + int(chance * (end - begin - (begin <= left_out < end)))
+            return int(self._grains[place + (begin <= left_out <= place)])
+        # All are as near: those below what is wanted, then those above, have their first grains first.
+        firsts = (place + (place == left_out) for place in (begin, middle))
+        return min(int(self._grains[place]) for place, past in zip(firsts, (middle, end), strict=True) if place < past)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -39,6 +40,21 @@ _ROOMS: tuple[tuple[int, tuple[type[Running], ...], tuple[int, ...]], ...] = (
 """How many calls of these kinds and priorities there may be at once."""
 
 
+@dataclass(slots=True)
+class _Group:
+    """Renderings that wait for one another. It has all of its places from its first rendering to its last.
+
+    Attributes:
+        key: kind and priority of its places.
+        size: how many.
+        running: renderings that are under way.
+    """
+
+    key: tuple[type[Running], int]
+    size: int
+    running: int = 0
+
+
 class GrainsService(grains_pb2_grpc.GrainsServiceServicer):
     """The service. Between calls it keeps libraries, no more.
 
@@ -49,6 +65,7 @@ class GrainsService(grains_pb2_grpc.GrainsServiceServicer):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._calls: Counter[tuple[type[Running], int]] = Counter()
+        self._groups: dict[str, _Group] = {}
 
     def Build(self, requests: AsyncIterator[BuildRequest], context: Context) -> AsyncGenerator[BuildResponse, None]:
         """Build: see the proto."""
@@ -67,20 +84,39 @@ class GrainsService(grains_pb2_grpc.GrainsServiceServicer):
         if first is None or not first.HasField("spec"):
             raise invalid("SPEC_MISSING", "the first message must be the spec")
         priority = first.spec.priority or BACKGROUND
-        with self._room(kind, priority):
+        with self._room(kind, priority, first.spec):
             async with aclosing(kind(first.spec, priority, self._shared).responses(requests)) as responses:
                 async for response in responses:
                     yield response
 
     @contextmanager
-    def _room(self, kind: type[Running], priority: int) -> Iterator[None]:
-        for most, kinds, priorities in _ROOMS:
-            held = sum(self._calls[each, of] for each in kinds for of in priorities)
-            if kind in kinds and priority in priorities and held >= most:
-                message = f"of such calls this server takes {most} at once, no more"
-                raise ApiError(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", message, retry_after=1)
-        self._calls[kind, priority] += 1
+    def _room(self, kind: type[Running], priority: int, spec: Any) -> Iterator[None]:
+        size = spec.group_size if kind is Playing and spec.group else 0
+        name = spec.group if size else ""
+        group = self._groups.get(name) or _Group((kind, priority), max(1, size))
+        if not group.running:
+            self._take(*group.key, group.size)
+            if name:
+                self._groups[name] = group
+        elif group.running == group.size:
+            raise _full(f"this group has {group.size} renderings, no more")
+        group.running += 1
         try:
             yield
         finally:
-            self._calls[kind, priority] -= 1
+            group.running -= 1
+            if not group.running:
+                self._calls[group.key] -= group.size
+                self._groups.pop(name, None)
+
+    def _take(self, kind: type[Running], priority: int, places: int) -> None:
+        """Take so many places, or raise TOO_MANY_CALLS."""
+        for most, kinds, priorities in _ROOMS:
+            held = sum(self._calls[each, of] for each in kinds for of in priorities)
+            if kind in kinds and priority in priorities and held + places > most:
+                raise _full(f"of such calls this server takes {most} at once, no more")
+        self._calls[kind, priority] += places
+
+
+def _full(message: str) -> ApiError:
+    return ApiError(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", message, retry_after=1)

@@ -16,6 +16,8 @@ SILENCE = np.float32(10 ** (-70 / 20))
 _FALLEN = np.float32(10 ** (-40 / 20))  # of its peak: a note has ended
 _RISEN = np.float32(10 ** (12 / 20))  # over what was left: a note has begun
 _AGREEING = 3  # levels: 60 ms
+END_SECONDS = (_AGREEING + 1) / LEVELS_PER_SECOND
+"""How long after the last frame of a note it is known that it has ended, if nothing follows."""
 BACK_SECONDS = 0.1
 """How far before the last frame a beginning or an end may be that is found out later."""
 MAX_LEVELS = 30_000

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from servers.grains import onsets
 from servers.grains.features import brightness_of
 from servers.grains.notes import Notes, edges_of, join, levels_of, no_notes
+from servers.grains.offset import Offset
 from servers.grains.pitch import pitches
-from servers.grains.sounding import BACK_SECONDS, SILENCE, Sounded, Sounding
+from servers.grains.sounding import BACK_SECONDS, END_SECONDS, SILENCE, Sounded, Sounding
 from servers.media.mono import Mono
 
 Samples = NDArray[np.float32]
@@ -45,6 +46,7 @@ class Tracing:
         self._step = np.zeros((channels, _STEP_SECONDS * rate), np.float32)
         self._filled = 0
         self._mono, self._onsets, self._sounding = Mono(rate, channels), onsets.Onsets(rate), Sounding(rate)
+        self._offset = Offset(rate)
         self._kept = np.zeros((3, 0), np.float32)  # mono, magnitude and power from frame `_first` on
         self._first = 0
         self._begun: list[int] = []  # onsets that are not judged yet
@@ -90,7 +92,7 @@ class Tracing:
     def _keep(self, samples: Samples) -> NDArray[np.int64]:
         """Takes in a step; returns onsets, roughly."""
         mono = self._mono.process(samples)
-        new = np.stack([mono, np.abs(samples).max(axis=0), np.square(samples).mean(axis=0)])
+        new = np.concatenate([mono[None], self._offset.levels(samples)])
         self._kept = np.concatenate([self._kept, new], axis=1)
         return self._onsets.process(mono)
 
@@ -123,7 +125,8 @@ class Tracing:
         length, begin = round(_HEAD_SECONDS * self._rate), self._sounding.begin
         carried = np.zeros((0, _VALUES), np.float32) if self._head is None else self._head
         heads = [(note.start, min(note.frames, length)) for note in ended[len(carried) :]]
-        is_open = self._sounding.sounds and known - begin >= length
+        # Before its end is known it is not measured: it may be shorter.
+        is_open = self._sounding.sounds and known - begin >= length + round(END_SECONDS * self._rate)
         if is_open:
             heads.append((begin, length))
         values = np.concatenate([carried, self._measured(heads)])

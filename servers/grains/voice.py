@@ -20,12 +20,17 @@ from servers.grains.settings import Playing
 from servers.grains.stretching import frames_needed, stretched
 
 Samples = NDArray[np.float32]
+Powers = NDArray[np.float64]
 
 QUALITY = "HQ"
 """Of grains of another rate or pitch. They are short and many: VHQ takes three times as long."""
 CENTS = 1200
 """In an octave. Grains are shifted by whole cents, so that one can be played for more than one note."""
 MOST_OCTAVES = 2
+INAUDIBLE = 1e-6
+"""A peak that is not raised to anything."""
+POWER_SECONDS = 0.01
+_FAINT, _FAINTER = 1e-4, 0.03  # a magnitude, and a share of the grain's peak: what is less is not made louder than they
 _TAIL = 64  # frames of the slower side that a resampler looks at
 
 
@@ -36,10 +41,27 @@ class Voice:
     Attributes:
         samples: float32 ``[1 or 2, n]``, one channel if the library or the output has no more.
         peak: their largest magnitude.
+        loud: the magnitude that is made as loud as a note: the peak, or more where that is faint, or the envelope left
+            next to nothing: noise is not made loud.
+        powers: float64, the square of the largest magnitude of each 10 ms, the loudest of which is 1.
     """
 
     samples: Samples
     peak: float
+    loud: float
+    powers: Powers
+
+    def overlap(self, spacing: float, count: int) -> float:
+        """How many times as loud so many grains like this are together, 1 or more, as their powers add up.
+
+        Args:
+            spacing: from one to the next, in units of 10 ms, at least 1.
+        """
+        together = self.powers.copy()
+        for number in range(1, min(count, math.ceil(len(self.powers) / spacing))):
+            later = self.powers[int(spacing * number) :]
+            together[: len(later)] += later
+        return math.sqrt(float(together.max()))
 
 
 def cents_between(low: float, high: float) -> int:
@@ -86,7 +108,12 @@ class Voices:
         needed = frames_needed(self.frames, playing.stretch, self._rate)
         sound = stretched(self._resampled(grain, cents, needed), playing.stretch, self.frames, self._rate)
         samples = sound * envelope(playing.shape, sound.shape[1], self._rate)
-        return Voice(samples, float(np.abs(samples).max(initial=0.0)))
+        magnitudes = np.abs(samples).max(axis=0)
+        peak = float(magnitudes.max(initial=0.0))
+        blocks = np.arange(0, len(magnitudes), max(1, round(POWER_SECONDS * self._rate)))
+        powers = np.square(np.maximum.reduceat(magnitudes, blocks, dtype=np.float64) / max(peak, INAUDIBLE))
+        loud = max(peak, _FAINTER * float(self._library.peaks[grain]), _FAINT)
+        return Voice(samples, peak, loud, powers)
 
     def _resampled(self, grain: int, cents: int, frames: int) -> Samples:
         """The first frames after its onset, or all there are, at the output's rate."""

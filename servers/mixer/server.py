@@ -54,6 +54,7 @@ async def _mix(requests: AsyncIterator[mixer_pb2.MixRequest]) -> AsyncGenerator[
         mix = _Mix(first.spec)
     except ValueError as error:
         raise invalid("INVALID_FIELD", str(error), "spec.inputs") from error
+    yield mixer_pb2.MixResponse(block=mixer_pb2.MixedBlock())
     block: mixer_pb2.InputBlock | None = None
     while True:
         more = True

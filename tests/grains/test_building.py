@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from contrafact.v1 import grain_pb2
 
+from servers.grains import building
 from servers.grains.building import CannotCut, build
 from servers.grains.library import Library, decode, encode
 from servers.grains.preview import preview
@@ -140,3 +143,43 @@ def test_preview_is_short(cut: grain_pb2.Cut) -> None:
 
     assert 8.5 * RATE <= heard.shape[1] <= 10 * RATE
     assert np.abs(heard).max() <= 1
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_one_long_grain_is_measured_as_a_short_one_is(monkeypatch: pytest.MonkeyPatch, turned: int) -> None:
+    tone = sawtooth(220, 12)
+    samples = np.stack([tone, turned * 0.5 * tone])
+    samples[:, : RATE // 4] *= 0.01
+    pauses: list[float] = []
+
+    library = build(samples, RATE, grain_pb2.Cut(top_db=100), pauses.append)
+
+    assert len(library) == 1
+    assert len(pauses) >= 6
+    monkeypatch.setattr(building, "_SECONDS_AT_ONCE", 30.0)
+    whole = built(samples, grain_pb2.Cut(top_db=100))
+    for name in ("pitches", "rms", "peaks", "brightness", "attacks", "onsets"):
+        np.testing.assert_allclose(getattr(library, name), getattr(whole, name), rtol=1e-6)
+
+
+def test_memory_of_one_long_grain() -> None:
+    """Less than the sound itself takes: no second copy of it."""
+    samples = np.tile(np.stack([sawtooth(220, 10)] * 2), 12)
+    tracemalloc.start()
+    try:
+        built(samples, grain_pb2.Cut(top_db=100))
+        assert tracemalloc.get_traced_memory()[1] < 0.5 * samples.nbytes + 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_constant_is_not_measured() -> None:
+    samples = scale_of_tones()
+
+    library, other = built(samples), built(samples + np.float32(0.008))
+
+    for name in ("lengths", "attacks", "onsets"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(library, name))
+    assert other.pitches == pytest.approx(library.pitches, rel=1e-3)
+    assert other.peaks == pytest.approx(library.peaks, rel=0.005)
+    assert other.brightness == pytest.approx(library.brightness, rel=0.01)

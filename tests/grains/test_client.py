@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
@@ -373,6 +373,31 @@ async def test_neither_a_slow_input_nor_long_work_is_a_failure(spare_grains: Gra
         people = (traced(client.trace(spec_of(long), blocks(long), priority=1)) for _ in range(4))
         await asyncio.gather(*people)
         await asyncio.gather(*background)
+
+
+async def test_a_write_that_begins_late_has_its_time() -> None:
+    """An input has paused for as long as the engine may; only then something is written, which nobody takes."""
+    loop, idle = asyncio.get_running_loop(), 1.0
+    reading, feeding = (asyncio.create_task(asyncio.sleep(100)) for _ in range(2))
+
+    class Late:
+        asked: ClassVar[list[float]] = []
+
+        @property
+        def writing_since(self) -> float | None:
+            self.asked.append(loop.time())
+            return self.asked[1] if len(self.asked) > 1 else None
+
+    feed: Any = Late()
+    async with Grains(Settings(), idle_seconds=idle) as client:
+        with pytest.raises(GrainsError) as failure:
+            await client._answer(reading, feeding, feed)
+        assert failure.value.reason == "GRAINS_STALLED"
+        paused, began = feed.asked[:2]
+        assert began - paused > 0.99 * idle
+        assert loop.time() - began > 0.99 * idle
+    for task in (reading, feeding):
+        task.cancel()
 
 
 LONG_NOTES = batches_of(made_notes(2000, 10**7), 10**7)

@@ -32,6 +32,7 @@ def test_levels_as_a_plain_loop_has_them(channels: int) -> None:
         magnitudes = np.abs(grain).max(axis=0)
         peak = int(np.argmax(magnitudes))
         onset = next(frame for frame in range(length) if magnitudes[frame] >= np.float32(0.1) * magnitudes[peak])
+        onset = min(onset, max(0, length - 512))
         assert levels.rms[index] == pytest.approx(np.sqrt(np.mean(grain.astype(float) ** 2)), rel=1e-6)
         assert levels.peaks[index] == magnitudes[peak]
         assert levels.onsets[index] == onset

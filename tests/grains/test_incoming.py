@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from contrafact.engine.v1.grains_pb2 import LibraryPiece, NoteBatch
+from contrafact.engine.v1.grains_pb2 import GrainLibrary, LibraryPiece, NoteBatch
 
 from servers.grains.incoming import STEP_NOTES, Order, Upload
 from servers.grains.library import InvalidLibrary
@@ -16,7 +16,7 @@ from servers.grains.notes import join, to_batch, to_messages
 from servers.platform.errors import ApiError
 from tests.grains.sounds import notes_of, random_notes
 
-DATA = bytes(range(256)) * 10
+DATA = GrainLibrary(audio=bytes(range(256)) * 10).SerializeToString()
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -27,14 +27,14 @@ def test_an_upload() -> None:
         upload.add(LibraryPiece(offset=begin, data=DATA[begin:end]), keep=True)
     assert upload.complete
     upload.check_complete()
-    assert upload.data() == DATA
+    assert upload.library().SerializeToString() == DATA
 
 
 def test_an_upload_of_other_bytes() -> None:
     upload = Upload(SHA256, len(DATA))
     upload.add(LibraryPiece(data=b"x" * len(DATA)), keep=True)
     with pytest.raises(InvalidLibrary, match="SHA-256"):
-        upload.data()
+        upload.library()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from servers.grains.library import MAX_GRAINS, MAX_SECONDS, InvalidLibrary, Library, decode, encode
+from servers.grains.library import MAX_GRAINS, MAX_SAMPLES, MAX_SECONDS, InvalidLibrary, Library, decode, encode
 from servers.media.encode import AudioFormat, Encoder
 
 STEP = 2**-23
@@ -183,11 +183,22 @@ def test_audio_of_other_channels_or_bits() -> None:
         decode(mono.SerializeToString())
 
 
-def test_declared_sizes_take_no_memory() -> None:
-    library = stored(library_of(1, channels=2, rate=384_000))
-    frames = MAX_SECONDS * 384_000
+def declaring(frames: int, *, channels: int, rate: int) -> bytes:
+    library = stored(library_of(1, channels=channels, rate=rate))
     library.lengths, library.frames = np.array([frames], "<u4").tobytes(), frames
-    data = library.SerializeToString()
+    return library.SerializeToString()
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 8_000), (1, 384_000), (2, 96_000)])
+def test_there_is_a_bound_on_samples(channels: int, rate: int) -> None:
+    most = min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
+    for frames, reason in ((most, "incomplete"), (most + 1, "too long")):
+        with pytest.raises(InvalidLibrary, match=reason):
+            decode(declaring(frames, channels=channels, rate=rate))
+
+
+def test_declared_sizes_take_no_memory() -> None:
+    data = declaring(MAX_SECONDS * 48_000, channels=2, rate=48_000)
 
     tracemalloc.start()
     try:

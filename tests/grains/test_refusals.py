@@ -45,6 +45,8 @@ SECOND = np.zeros((2, RATE), np.float32)
         ("Trace", TraceRequest(spec=spec_with(TraceSpec, channels=3, frames=0)), ["spec.channels", "spec.frames"]),
         ("Trace", TraceRequest(), ["request"]),
         ("Build", BuildRequest(spec=spec_with(BuildSpec, frames=1200 * RATE + 1)), ["spec"]),
+        ("Build", BuildRequest(spec=spec_with(BuildSpec, sample_rate=384_000, frames=57_600_001)), ["spec"]),
+        ("Render", RenderRequest(spec=spec_with(RenderSpec, group_size=17)), ["spec.group_size"]),
         ("Build", BuildRequest(spec=spec_with(BuildSpec, cut=grain_pb2.Cut(jitter=0.6))), ["spec.cut.jitter"]),
         ("Build", BuildRequest(spec=spec_with(BuildSpec, cut=grain_pb2.Cut(top_db=np.nan))), ["spec.cut.top_db"]),
         ("Render", RenderRequest(spec=spec_with(RenderSpec, library_sha256="A" * 64)), ["spec.library_sha256"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,84 @@ def test_less_density_leaves_notes_out() -> None:
         rendering.add(notes, 2_000_000)
         assert abs(rendering.report().grains - 2000 * density) < 90  # four standard deviations
         assert rendering.report().notes == 2000
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0, 1.05, 2.5, 7.9, 16.0])
+def test_notes_have_as_many_grains_as_the_density_in_the_mean(density: float) -> None:
+    library = library_of([CLICK], [0.0], onsets=[100])
+    notes = notes_of(range(0, 20_000_000, 10_000), [0.0] * 2000, frames=9000)
+    found = np.flatnonzero(played(library, notes, spec_of(20_000_000, density=density, seed=7))[0])
+    counts = np.bincount(found // 10_000, minlength=2000)
+    assert set(counts.tolist()) <= {math.floor(density), math.ceil(density)}
+    assert counts.mean() == pytest.approx(density, abs=4 * 0.5 / math.sqrt(2000))  # four standard deviations at most
+    later = np.flatnonzero(np.diff(found // 10_000) == 0)
+    evenly = 9000 / counts[found[later] // 10_000]
+    assert (np.abs(np.diff(found)[later] - evenly) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"density": 16},
+        {"density": 16, "use_envelope": False},
+        {"density": 16, "use_envelope": False, "grain_duration_ms": 2000},
+        {"density": 4, "envelope": grain_pb2.ENVELOPE_HANN, "grain_duration_ms": 500},
+        {"density": 4, "envelope": grain_pb2.ENVELOPE_ADSR, "grain_duration_ms": 1000},
+    ],
+    ids=names,
+)
+@pytest.mark.parametrize("seconds", [0.2, 0.7])
+def test_grains_that_overlap_are_as_loud_as_the_note_together(settings: dict[str, Any], seconds: float) -> None:
+    rng = np.random.default_rng(8)
+    steady = [0.1 * rng.standard_normal(3 * RATE).astype(np.float32) for _ in range(8)]
+    library = library_of(steady, [300.0] * 8)
+    spec = spec_of(4 * RATE, variation=0.1, **settings)
+    audio = played(library, notes_of([0], [300.0], frames=round(seconds * RATE), peaks=0.4), spec)
+    assert abs(20 * np.log10(np.abs(audio).max() / 0.4)) < 3
+
+
+def test_grains_that_do_not_overlap_are_as_loud_as_without_others() -> None:
+    library = library_of([tone(300, 0.3)], [300.0])
+    notes = notes_of([0], [300.0], frames=RATE)
+    audio = played(library, notes, spec_of(RATE, density=4))[0]
+    alone = played(library, notes, spec_of(RATE))[0]
+    for begin in range(0, RATE, RATE // 4):
+        np.testing.assert_array_equal(audio[begin : begin + RATE // 4], alone[: RATE // 4])
+
+
+@pytest.mark.parametrize("envelope", ["HANN", "ADSR"])
+def test_noise_after_an_attack_is_not_made_loud(envelope: str) -> None:
+    """The attack, where these envelopes begin, is all that is loud."""
+    rng = np.random.default_rng(9)
+    hit = 1e-4 * rng.uniform(-1, 1, 8000).astype(np.float32)
+    hit[:20] = 0.5
+    spec = spec_of(RATE, envelope=f"ENVELOPE_{envelope}")
+    audio = played(library_of([hit], [0.0]), notes_of([0], [0.0], peaks=0.8), spec)[0]
+    assert np.abs(audio[100:]).max() < 0.01
+    assert np.abs(audio).max() <= 0.8 * (1 + 1e-6)
+    slower = tone(300, 0.1)
+    audio = played(library_of([slower], [300.0]), notes_of([0], [300.0], peaks=0.8), spec)[0]
+    assert np.abs(audio).max() == pytest.approx(0.8, rel=1e-5)
+
+
+def test_a_faint_grain_is_raised_by_80_db_at_most() -> None:
+    library = library_of([np.full(600, level, np.float32) for level in (1e-4, 1e-5)], [300.0, 3000.0])
+    audio = played(library, notes_of([0, 5000], [300.0, 3000.0], peaks=1.0), spec_of(9000))[0]
+    assert np.abs(audio[:5000]).max() == pytest.approx(1.0, rel=1e-5)
+    assert np.abs(audio[5000:]).max() == pytest.approx(0.1, rel=1e-5)
+
+
+def test_silence_after_long_grains_costs_no_tail(library: Library) -> None:
+    """What is carried on is what sounds on, though grains may last ten seconds."""
+    notes = notes_of([0], [300.0])
+    spec = spec_of(FRAMES, channels=2, grain_duration_ms=10_000)
+    rendering = Rendering(library, spec)
+    parts = [rendering.add(notes, 100)]
+    assert 0 < rendering._tail.shape[1] < 9000
+    parts.append(rendering.add(no_notes(), 10_000))
+    assert rendering._tail.shape[1] == 0
+    parts.append(rendering.finish())
+    assert (np.concatenate(parts, axis=1) == played(library, notes, spec)).all()
 
 
 def test_more_density_goes_on_through_the_note() -> None:

@@ -80,6 +80,15 @@ def test_weights() -> None:
     assert chosen(library, note, brightness_weight=0.08) == [0]
 
 
+def test_silent_grains_are_left_out_if_others_are_not() -> None:
+    heard, silent = np.ones(600, np.float32), np.zeros(600, np.float32)
+    notes = notes_of(range(4), [440.0, 440.0, 0.0, 0.0])
+    assert chosen(library_of([silent, heard, heard], [440.0, 220.0, 0.0]), notes) == [1, 1, 2, 1]
+    assert chosen(library_of([silent, heard], [440.0, 0.0]), notes) == [1, 1, 1, 1]
+    assert set(chosen(library_of([silent, heard], [440.0, 440.0]), notes, variation=1.0)) == {1}
+    assert chosen(library_of([silent, silent], [440.0, 110.0]), notes.part(0, 1)) == [0]
+
+
 def test_variation_stays_near_and_uses_all() -> None:
     library = of_pitches(*(440.0 * 2 ** (cents / 1200) for cents in (0, 30, -60, 130, 1200)))
     found = chosen(library, notes_of(range(3000), [440.0] * 3000), variation=0.1, allow_repeats=True)

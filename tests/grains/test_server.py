@@ -188,6 +188,41 @@ async def test_there_is_a_bound_on_calls(grains: GrainsProcess, channel: grpc.ai
     (await begun(channel, "Render", long_spec("Render", 2))).cancel()
 
 
+async def test_a_group_is_admitted_as_a_whole(grains: GrainsProcess, channel: grpc.aio.Channel) -> None:
+    """Its places are kept for it until its last rendering has ended, and no longer."""
+
+    def of_group(name: str, size: int, priority: int = 2) -> RenderSpec:
+        spec: RenderSpec = long_spec("Render", priority)
+        spec.group, spec.group_size = name, size
+        return spec
+
+    async def is_full(spec: RenderSpec) -> None:
+        code, reason, _, _ = await refusal(grains, "Render", RenderRequest(spec=spec))
+        assert (code, reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+
+    half = MAX_BACKGROUND_RENDERS // 2
+    first, second = [await begun(channel, "Render", of_group(name, half)) for name in ("one", "two")]
+    await is_full(long_spec("Render", 2))
+    await is_full(of_group("three", 2))
+    await is_full(of_group("three", MAX_RENDERS - 2 * half + 1, priority=1))
+    others = [await begun(channel, "Render", of_group("one", half)) for _ in range(half - 1)]
+    await is_full(of_group("one", half))
+    second.cancel()
+    assert await eventually(lambda: grains.active() == half)
+    first.cancel()  # the others of its group are still there
+    assert await eventually(lambda: grains.active() == half - 1)
+    alone = await begun(channel, "Render", long_spec("Render", 2))
+    await is_full(of_group("three", half))
+    again = await begun(channel, "Render", of_group("one", half))
+    for call in (*others, again):
+        call.cancel()
+    assert await eventually(lambda: grains.active() == 1)
+    whole = MAX_BACKGROUND_RENDERS - 1
+    for call in (alone, await begun(channel, "Render", of_group("three", whole))):
+        call.cancel()
+    assert await eventually(lambda: grains.active() == 0)
+
+
 def nothing_is_held(grains: GrainsProcess) -> bool:
     """Whether no call is under way, and no turn and no place is held or waited for."""
     values = [grains.metrics(name) for name in ("contrafact_slots_held", "contrafact_slots_waiting")]

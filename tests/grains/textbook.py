@@ -26,12 +26,16 @@ LOW_HZ, HIGH_HZ = 32.7032, 2093.0045
 
 @dataclass(frozen=True)
 class Heard:
-    """What begins at a frame of a stem, and lasts until the next onset: its pitch in Hz, 0 if it has none; its peak."""
+    """What begins at a frame of a stem, and lasts until the next onset: its pitch in Hz, 0 if it has none; its peak.
+
+    Its brightness is the spectral centroid of its first 120 ms, in Hz.
+    """
 
     start: int
     frames: int
     pitch: float
     peak: float
+    brightness: float
 
 
 def trace(stem: Samples, rate: int) -> list[Heard]:
@@ -43,16 +47,17 @@ def trace(stem: Samples, rate: int) -> list[Heard]:
     for start, end in zip(starts, [*starts[1:], len(stem)], strict=True):
         segment = stem[start:end]
         analysed_segment = analysed[round(start * ANALYSIS_RATE / rate) : round(end * ANALYSIS_RATE / rate)]
-        peak = float(np.abs(segment[: round(0.12 * rate)]).max())
-        heard.append(Heard(start, end - start, _pitch(analysed_segment), peak))
+        first = segment[: round(0.12 * rate)]
+        peak, brightness = float(np.abs(first).max()), _brightness(first, rate)
+        heard.append(Heard(start, end - start, _pitch(analysed_segment), peak, brightness))
     return heard
 
 
 def _refined(stem: Samples, near: int, rate: int) -> int:
-    """The first frame, 60 ms before an onset to 40 ms after it, that has a tenth of the peak of the next 100 ms."""
+    """The first frame, 60 ms before an onset to 40 ms after it, that has a tenth of the peak."""
     begin = max(0, near - round(0.06 * rate))
     around = np.abs(stem[begin : near + round(0.04 * rate)])
-    loud = np.abs(stem[near : near + round(0.1 * rate)]).max(initial=0.0)
+    loud = np.abs(stem[begin : near + round(0.1 * rate)]).max(initial=0.0)
     return begin + int(np.argmax(around >= 0.1 * loud))
 
 
@@ -64,28 +69,37 @@ def _pitch(segment: Samples) -> float:
     return float(np.median(hz[voiced])) if voiced.any() else 0.0
 
 
+def _brightness(sound: Samples, rate: int) -> float:
+    """The mean of librosa's spectral centroids, the louder the more they count."""
+    magnitudes = np.abs(librosa.stft(sound, center=False, n_fft=min(2048, len(sound))))
+    hz = librosa.feature.spectral_centroid(S=magnitudes, sr=rate)
+    return float(np.average(hz[0], weights=magnitudes.sum(axis=0) + 1e-20))
+
+
 def imitate(stem: Samples, rate: int, library: Library, seconds: float = 0.12) -> Samples:
-    """A mono stem played with the grains nearest in pitch, which fall by 60 dB, as loud as what they replace."""
+    """A mono stem played with the nearest grains, which fall by 60 dB, as loud as what they replace."""
     audio = np.zeros(len(stem))
     for heard in trace(stem, rate):
-        add(audio, heard, nearest(library, heard.pitch), library, round(seconds * rate))
+        add(audio, heard, nearest(library, heard), library, rate, round(seconds * rate))
     return audio.astype(np.float32)
 
 
-def nearest(library: Library, pitch: float) -> int:
-    """The grain with a pitch that is nearest in octaves; the first grain if nothing has a pitch."""
-    best, least = 0, math.inf
-    for grain, own in enumerate(library.pitches.tolist()):
-        if own > 0 and pitch > 0 and abs(math.log2(own / pitch)) < least:
-            best, least = grain, abs(math.log2(own / pitch))
-    return best
+def nearest(library: Library, heard: Heard) -> int:
+    """The grain that is nearest in pitch, in octaves; if nothing has a pitch, in brightness."""
+    pitched = heard.pitch > 0 and (library.pitches > 0).any()
+    of, wanted = (library.pitches, heard.pitch) if pitched else (library.brightness, heard.brightness)
+    far = {grain: abs(math.log2(own / wanted)) for grain, own in enumerate(of.tolist()) if own > 0}
+    return min(far, key=lambda grain: far[grain])
 
 
-def add(audio: Values, heard: Heard, grain: int, library: Library, frames: int) -> None:
+def add(audio: Values, heard: Heard, grain: int, library: Library, rate: int, frames: int) -> None:
     """Play a grain, from its onset on."""
     begin = library.offsets[grain] + library.onsets[grain]
-    end = min(begin + frames, library.offsets[grain] + library.lengths[grain])
+    end = library.offsets[grain] + library.lengths[grain]
     sound = library.audio[:, begin:end].mean(axis=0)
+    if library.sample_rate != rate:
+        sound = librosa.resample(sound, orig_sr=library.sample_rate, target_sr=rate)
+    sound = sound[:frames]
     sound = sound * 10 ** (-3 * np.arange(len(sound)) / len(sound))
     sound *= heard.peak / np.abs(sound).max()
     sound = sound[: len(audio) - heard.start]
@@ -99,25 +113,36 @@ def play(library: Library, notes: Notes, playing: Playing, rate: int, channels: 
     sounds: dict[int, Values] = {}
     for note in range(len(notes)):
         start, length = int(notes.starts[note]), int(notes.frames[note])
-        if chance(playing, start, 0, Purpose.LEAVE_OUT) >= playing.density:
-            continue
-        spacing = max(length / max(playing.density, 1), 0.01 * rate)
-        for number in range(max(1, math.ceil(playing.density))):
-            offset = int(number * spacing)
+        whole = math.floor(playing.density)
+        count = whole + (chance(playing, start, 0, Purpose.COUNT) < playing.density - whole)
+        spacing = max(length / max(count, 1), 0.01 * rate)
+        offsets = [offset for offset in (int(number * spacing) for number in range(count)) if offset < length]
+        for number, offset in enumerate(offsets):
             level = level_at(notes, note, offset, rate)
-            if level > 0 and offset < length and start + offset < frames:
+            if level > 0 and start + offset < frames:
                 last = choose(library, notes, note, playing, rate, last, chance(playing, start, number, Purpose.CHOOSE))
                 if last not in sounds:
                     sounds[last] = shaped(library, last, playing, rate, channels)
                 sound = sounds[last]
                 if playing.follow_level:
-                    sound = sound * level / np.abs(sound).max()
+                    loud = max(np.abs(sound).max(), 0.03 * library.peaks[last], 1e-4)
+                    sound = sound * level / loud / together(sound, spacing, len(offsets), rate)
                 if channels == 2:
                     angle = math.pi / 4 * (1 + playing.spread * (2 * chance(playing, start, number, Purpose.PLACE) - 1))
                     sound = sound * math.sqrt(2) * np.array([[math.cos(angle)], [math.sin(angle)]])
                 sound = sound[:, : frames - start - offset]
                 audio[:, start + offset : start + offset + sound.shape[1]] += sound
     return audio.astype(np.float32)
+
+
+def together(sound: Values, spacing: float, count: int, rate: int) -> float:
+    """By how much louder, as powers add up, so many sounds are than one."""
+    block, each = round(0.01 * rate), []
+    for begin in range(0, sound.shape[1], block):
+        each.append(float(np.abs(sound[:, begin : begin + block]).max() / np.abs(sound).max()) ** 2)
+    lags = [int(number * spacing / (0.01 * rate)) for number in range(count)]
+    sums = [sum(each[place + lag] for lag in lags if place + lag < len(each)) for place in range(len(each))]
+    return math.sqrt(max(sums))
 
 
 def chance(playing: Playing, start: int, number: int, purpose: Purpose) -> float:
@@ -146,7 +171,8 @@ def choose(library: Library, notes: Notes, note: int, playing: Playing, rate: in
         if min(others.values()) <= far[last] + 1 / 12:
             far = others
     near = [grain for grain in sorted(far) if far[grain] <= min(far.values()) + playing.variation]
-    return near[int(chance * len(near))] if playing.variation else near[0]
+    in_order = sorted(near, key=lambda grain: (library.pitches if by_pitch else library.brightness)[grain])
+    return in_order[int(chance * len(near))] if playing.variation else near[0]
 
 
 def distance(

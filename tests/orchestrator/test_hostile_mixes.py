@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator
@@ -63,6 +64,7 @@ async def test_refusals_come_before_any_work(studio: Studio) -> None:
         ("INVALID_FIELD", "config.other.grains.stretch", {"other": {"grains": {"stretch": 5.0}}}),
         ("INVALID_FIELD", "config.target_lufs", {"target_lufs": 1.0}),
         ("INVALID_FIELD", "config.sample_rate", {"sample_rate": 7999}),
+        ("INVALID_FIELD", "config.sample_rate", {"sample_rate": 100_001}),  # FLAC has no such rate
         ("INVALID_FIELD", "config.drums.style", {"drums": {"style": "styles/../mixes"}}),
         ("INVALID_FIELD", "config", {"vocals": {"style": nobody}}),
         ("STYLE_NOT_FOUND", "config.drums.style", {"drums": {"style": nobody}}),
@@ -81,10 +83,6 @@ async def test_refusals_come_before_any_work(studio: Studio) -> None:
             await studio.create(name)
         assert caught.value.reason == reason
     assert await names(studio, project=project.name) == []
-    coarse = await studio.project(melody(1.0, rate=4000, level=0.62), 4000)
-    with pytest.raises(Refused) as caught:
-        await studio.create(coarse.name)
-    assert caught.value.reason == "TRACK_RATE_TOO_LOW"
     silent = await studio.new_style(np.zeros((1, 44_100), np.float32))
     assert (await studio.ended(silent.job)).state == job_pb2.JOB_STATE_FAILED
     for wait in (False, True):
@@ -94,8 +92,11 @@ async def test_refusals_come_before_any_work(studio: Studio) -> None:
     request = str(uuid.uuid4())
     first = await studio.create(project.name, request_id=request)
     assert (await studio.create(project.name, request_id=request)).job.name == first.job.name
+    oddly = f"projects/{uuid.UUID(project.name[9:]).hex}----"
+    assert (await studio.create(oddly, request_id=request)).job.name == first.job.name
+    other = await studio.new_project(project.track)
     with pytest.raises(Refused) as caught:
-        await studio.create(coarse.name, request_id=request)
+        await studio.create(other.name, request_id=request)
     assert caught.value.reason == "REQUEST_ID_REUSED"
     await studio.rendered(first)
     with pytest.raises(Refused) as caught:
@@ -118,9 +119,15 @@ async def test_a_style_that_is_deleted_while_a_mix_is_made_with_it(studio: Studi
     with pytest.raises(Refused) as caught:
         await studio.change(mix.name, "vocals.volume", config={"vocals": {"volume": 0.5}})
     assert (caught.value.reason, caught.value.fields) == ("STYLE_NOT_FOUND", ["config.drums.style"])
+    # Where it is not heard, it may stay; but not come.
+    quiet = await studio.rendered(await studio.change(mix.name, "drums.enabled", config={"drums": OFF}))
+    assert quiet.config.drums.style == styles[0]
+    with pytest.raises(Refused) as caught:
+        await studio.change(mix.name, "bass", config={"bass": {**OFF, "style": styles[0]}})
+    assert (caught.value.reason, caught.value.fields) == ("STYLE_NOT_FOUND", ["config.bass.style"])
     # Once its grains were read, it is not needed any more.
     async with exclusive(studio.pool, gate(mix)):
-        late = await studio.change(mix.name, "drums.style", config={"drums": {"style": styles[1]}})
+        late = await studio.change(mix.name, "drums", config={"drums": {"style": styles[1]}})
         await studio.until("SELECT 1 FROM layers WHERE sha256 = $1", sha256)
         await studio.call(studio.styles.DeleteStyle, style_pb2.DeleteStyleRequest(name=styles[1]))
     made = await studio.rendered(late)
@@ -128,7 +135,60 @@ async def test_a_style_that_is_deleted_while_a_mix_is_made_with_it(studio: Studi
     assert await studio.download(made)
 
 
-async def test_mixes_go_with_their_project_and_their_track(studio: Studio, settings: Settings) -> None:
+async def test_what_is_lost_is_made_again(studio: Studio) -> None:
+    project = await studio.project(melody(1.0, level=0.67))
+    style = await studio.style(grains(67))
+    sha256 = await studio.pool.fetchval("SELECT sha256 FROM tracks WHERE id = $1", uuid.UUID(project.track[7:]))
+    # A stem.
+    stem = await studio.pool.fetchval("SELECT object_key FROM stems WHERE sha256 = $1 AND stem = 'bass'", sha256)
+    await studio.objects.delete([stem])
+    job = await studio.ended((await studio.create(project.name)).job.name)
+    assert (job.state, job.error.reason) == (job_pb2.JOB_STATE_FAILED, "PROJECT_NOT_READY")
+    request = project_pb2.PrepareProjectRequest(name=project.name)
+    for name in (await studio.call(studio.projects.PrepareProject, request)).project.jobs:
+        assert (await studio.ended(name)).state == job_pb2.JOB_STATE_SUCCEEDED
+    mix = await studio.mix(project.name)
+    # The mix.
+    await studio.objects.delete_prefix(f"{mix.name}/")
+    with pytest.raises(Refused) as caught:
+        await studio.download(mix)
+    assert caught.value.reason == "MIX_NOT_FOUND"
+    # A grain library.
+    library = await studio.pool.fetchval(
+        "SELECT object_key FROM styles JOIN grain_libraries l ON l.id = library_id WHERE styles.id = $1",
+        uuid.UUID(style[7:]),
+    )
+    await studio.objects.put(library, b"damaged")
+    config = {"drums": {"style": style}}
+    job = await studio.ended((await studio.create(project.name, config)).job.name)
+    assert (job.state, job.error.reason) == (job_pb2.JOB_STATE_FAILED, "STYLE_NOT_READY")
+    with pytest.raises(Refused) as caught:
+        await studio.create(project.name, config)
+    assert caught.value.reason == "STYLE_NOT_READY"
+    assert (await studio.mix(project.name, config, wait=True)).report.layers_made == 1
+
+
+async def test_one_request_for_two_mixes_at_once_changes_one(studio: Studio) -> None:
+    project = await studio.project(melody(1.0, level=0.68))
+    mixes = [await studio.mix(project.name) for _ in range(2)]
+    request = str(uuid.uuid4())
+    async with studio.pool.acquire() as connection, connection.transaction():
+        await connection.execute(
+            "SELECT 1 FROM mixes WHERE id = ANY($1) FOR UPDATE", [uuid.UUID(mix.name[6:]) for mix in mixes]
+        )
+        changes = [asyncio.create_task(studio.change(mix.name, "*", request_id=request)) for mix in mixes]
+        await studio.until("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' HAVING count(*) > 1")
+    refused = await asyncio.gather(*changes, return_exceptions=True)
+    assert [getattr(each, "reason", "") for each in refused].count("REQUEST_ID_REUSED") == 1
+    for mix, outcome in zip(mixes, refused, strict=True):
+        now = await studio.mix_of(mix.name)
+        if isinstance(outcome, Refused):
+            assert (now.revision, now.job) == (1, mix.job)
+        else:
+            assert (await studio.rendered(outcome)).revision == 2
+
+
+async def test_mixes_go_with_their_project_and_their_track(studio: Studio) -> None:
     project = await studio.project(melody(1.0, level=0.64))
     style = await studio.style(grains(64))
     done = await studio.mix(project.name, {"drums": {"style": style}})
@@ -158,11 +218,10 @@ async def test_mixes_go_with_their_project_and_their_track(studio: Studio, setti
         assert (await anext(stream)).chunk.data
         sha256 = await studio.pool.fetchval("SELECT sha256 FROM tracks WHERE id = $1", uuid.UUID(project.track[7:]))
         layer = await studio.pool.fetchval("SELECT object_key FROM layers WHERE sha256 = $1", sha256)
-        await studio.client.delete_track(project.track, cancel_jobs=True)
+        deletion = asyncio.create_task(studio.client.delete_track(project.track, cancel_jobs=True))
         assert (await studio.ended(running.job.name)).state == job_pb2.JOB_STATE_CANCELLED
+    await deletion
     assert await names(studio, project=second.name) == []
-    assert await studio.objects.find(layer) == [layer]
-    await orphans(Stores(studio.pool, studio.objects, settings), False)
     assert await studio.objects.find(layer) == []
     assert await studio.objects.find(f"{running.mix.name}/") == []
 

@@ -147,6 +147,11 @@ async def test_a_change_cancels_what_it_replaces(studio: Studio) -> None:
         await studio.download(mix, revision=1)
     assert caught.value.reason == "MIX_CHANGED"
     assert await studio.download(mix, revision=2)
+    await studio.rendered(await studio.change(mix.name, "vocals.volume", config={"vocals": {"volume": 0.4}}))
+    with pytest.raises(Refused) as caught:  # perhaps after what is left of it
+        async for _ in studio.chunks(studio.mixes.StreamMix, mix_pb2.StreamMixRequest(job=second.job.name)):
+            pass
+    assert (caught.value.status, caught.value.reason) == (grpc.StatusCode.ABORTED, "MIX_CHANGED")
     other = await studio.mix(project.name)
     with pytest.raises(Refused) as caught:
         await studio.change(other.name, "*", request_id=request)
@@ -168,12 +173,42 @@ async def test_what_a_cancelled_rendering_has_made_is_not_made_again(studio: Stu
     assert not cancelled.HasField("artifact")
     mix = await studio.rendered(await studio.change(first.mix.name, "*", config=config))
     assert (mix.report.layers_reused, mix.report.layers_made, mix.report.traces_made) == (3, 0, 0)
-    # A layer whose bytes are lost is made again, the same.
-    lost = await studio.pool.fetchval("SELECT object_key FROM layers WHERE sha256 = $1 LIMIT 1", sha256)
-    await studio.objects.delete([lost])
+    # Layers whose bytes are lost or damaged are made again, the same.
+    lost, damaged, _ = await studio.pool.fetch("SELECT object_key FROM layers WHERE sha256 = $1", sha256)
+    await studio.objects.delete([lost["object_key"]])
+    await studio.objects.put(damaged["object_key"], b"fLaC, but no more")
     again = await studio.mix(project.name, config)
-    assert (again.report.layers_reused, again.report.layers_made, again.report.traces_reused) == (2, 1, 1)
+    assert (again.report.layers_reused, again.report.layers_made, again.report.traces_reused) == (1, 2, 2)
     assert again.artifact.sha256 == mix.artifact.sha256
+    assert (await studio.mix(project.name, config)).report.layers_reused == 3
+
+
+async def test_a_stem_that_was_made_anew_is_listened_to_anew(studio: Studio) -> None:
+    project = await studio.project(melody(1.0, level=0.57))
+    config = {"drums": {"style": await studio.style(grains(51))}}
+    sha256 = await studio.pool.fetchval("SELECT sha256 FROM tracks WHERE id = $1", uuid.UUID(project.track[7:]))
+    first = await studio.mix(project.name, config)
+    assert (first.report.traces_made, first.report.layers_made) == (1, 1)
+    other_bits = "UPDATE stems SET content_sha256 = $2 WHERE sha256 = $1 AND stem = 'drums'"
+    await studio.pool.execute(other_bits, sha256, "ab" * 32)
+    second = await studio.mix(project.name, config)
+    assert (second.report.traces_made, second.report.layers_made, second.report.layers_reused) == (1, 1, 0)
+    mono = await studio.mix(project.name, {**config, "channels": 1})
+    assert (mono.report.traces_reused, mono.report.layers_made) == (1, 1)
+
+
+async def test_notes_are_known_before_they_are_played(studio: Studio) -> None:
+    project = await studio.project(melody(10.0, level=0.58))
+    config = {"drums": {"style": await studio.style(grains(52))}}
+    sha256 = await studio.pool.fetchval("SELECT sha256 FROM tracks WHERE id = $1", uuid.UUID(project.track[7:]))
+    async with studio.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE live_pieces")  # no audio can be stored
+        response = await studio.create(project.name, config)
+        await studio.until("SELECT 1 FROM traces WHERE sha256 = $1", sha256)
+        await studio.call(studio.jobs.CancelJob, job_pb2.CancelJobRequest(name=response.job.name))
+        assert (await studio.ended(response.job.name)).state == job_pb2.JOB_STATE_CANCELLED
+    mix = await studio.mix(project.name, config)
+    assert (mix.report.traces_reused, mix.report.layers_made) == (1, 1)
 
 
 async def test_what_lies_beyond_the_end_of_a_mix_is_made_for_the_next(studio: Studio) -> None:
@@ -221,8 +256,10 @@ async def test_masks(studio: Studio) -> None:
     config = await config_after(["drums.volume", "drums.grains", "true_peak_db"], target_lufs=-20.0)
     assert (config.drums.volume, config.drums.HasField("grains"), config.drums.style) == (1.0, False, style)
     assert (config.true_peak_db, config.target_lufs) == (-1, -14)
-    config = await config_after("drums", bass=OFF, drums={"pan": 0.5})
-    assert (config.drums.style, config.drums.pan, config.bass.enabled) == ("", 0.5, True)
+    for paths in ("drums", ["drums", "drums.grains.seed"]):  # which is the same
+        config = await config_after(paths, bass=OFF, drums={"pan": 0.5})
+        assert (config.drums.style, config.drums.pan, config.bass.enabled) == ("", 0.5, True)
+        assert not config.drums.HasField("grains")
     config = await config_after("*", bass=OFF)
     assert (config.drums.pan, config.bass.enabled, config.grains.density) == (0, False, 1)
     revision = (await studio.mix_of(name)).revision

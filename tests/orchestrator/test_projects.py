@@ -147,7 +147,12 @@ async def test_refusals(studio: Studio) -> None:
         with pytest.raises(Refused) as caught:
             await studio.new_project(**{"track": track} | values)
         assert caught.value.reason == reason
-    project = await studio.new_project(track)
+    slow = await studio.track(melody(1.0, rate=4000, level=0.38), 4000)
+    with pytest.raises(Refused) as caught:
+        await studio.new_project(slow)
+    assert caught.value.reason == "TRACK_RATE_TOO_LOW"
+    project = await studio.new_project(f"tracks/{uuid.UUID(track[7:]).hex}----")
+    assert project.track == track
     await studio.pool.execute("UPDATE projects SET owner = 'somebody' WHERE id = $1", uuid.UUID(project.name[9:]))
     for method, request in (
         (studio.projects.GetProject, project_pb2.GetProjectRequest(name=project.name)),

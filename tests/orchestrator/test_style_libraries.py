@@ -162,6 +162,7 @@ async def test_a_damaged_object_is_not_given(library: Library, libraries: Librar
     await library.objects.put(row["object_key"], b"grain5")
     with pytest.raises(StyleNotReady):
         await libraries.bytes_of(style)
+    assert await libraries.of(style) is None  # so that it is built again
 
 
 async def test_styles_that_have_no_library(library: Library, libraries: Libraries) -> None:

@@ -7,21 +7,26 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from contrafact import Client
+from contrafact.engine.v1 import grains_pb2
 from contrafact.v1 import audio_pb2, grain_pb2, job_pb2, style_pb2, track_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from redis.asyncio import Redis
 
+from servers.grains.library import VERSION
 from servers.local import Stack
 from servers.media.probe import probe
 from servers.orchestrator.jobs.events import connect as connect_redis
+from servers.orchestrator.jobs.locks import of_style
+from servers.orchestrator.pipelines.style import Building
+from servers.orchestrator.styles.cuts import completed, library_id
 from servers.platform.settings import Settings
 from servers.storage import keys
-from servers.storage.database import Pool, connect
+from servers.storage.database import Pool, connect, exclusive
 from servers.storage.objects import ObjectStore
 from tests.orchestrator.style_sounds import RATE, TONES, Studio, Tone, messages, sound
 from tests.orchestrator.test_hostile_uploads import Residue
@@ -161,6 +166,31 @@ async def test_pages_of_grains(studio: Studio) -> None:
         assert code is Code.INVALID_ARGUMENT
         assert "INVALID_PAGE_TOKEN" in reason
     await studio.delete(style)
+
+
+async def test_grains_are_listed_without_their_audio(studio: Studio, pool: Pool, objects: ObjectStore) -> None:
+    style = await studio.ready(sound())
+    library = await pool.fetchval("SELECT library_id FROM styles WHERE id = $1", uuid.UUID(style.name[7:]))
+    key = await pool.fetchval("SELECT object_key FROM grain_libraries WHERE id = $1", library)
+    stored = grains_pb2.GrainLibrary.FromString(b"".join([data async for data in objects.read(key)]))
+    stored.audio = b"nothing that could be decoded"
+    data = stored.SerializeToString()
+    await objects.put(key, data)
+    await pool.execute(
+        "UPDATE grain_libraries SET content_sha256 = $2 WHERE id = $1", library, hashlib.sha256(data).hexdigest()
+    )
+
+    async def listed() -> int:
+        return len([grain async for grain in studio.grains(style)])
+
+    assert await asyncio.gather(*(listed() for _ in range(8))) == [len(TONES)] * 8
+    await studio.delete(style)
+
+
+async def test_an_engine_of_another_version_is_not_believed() -> None:
+    report = grains_pb2.BuildReport(version=VERSION + 1)
+    with pytest.raises(ConnectionError):
+        await Building(cast(Any, None), grains_pb2.BuildSpec()).take(grains_pb2.BuildResponse(report=report))
 
 
 async def test_the_preview_can_be_heard(studio: Studio, shelved: style_pb2.Style, tmp_path: Path) -> None:
@@ -347,7 +377,7 @@ async def test_the_bytes_stay_for_the_track(client: Client, studio: Studio) -> N
     await client.delete_track(track.name)
 
 
-async def test_tracks_that_make_no_style(client: Client, studio: Studio) -> None:
+async def test_tracks_that_make_no_style(client: Client, studio: Studio, pool: Pool) -> None:
     slow = await client.upload(sound(rate=4000), display_name="slow.wav")
     good = await client.upload(sound(), display_name="good.wav")
     refusals: list[tuple[str, dict[str, Any], grpc.StatusCode, str]] = [
@@ -363,6 +393,11 @@ async def test_tracks_that_make_no_style(client: Client, studio: Studio) -> None
         found, details = await refused(studio.styles.CreateStyle(request))
         assert found is code
         assert reason in details
+    async with exclusive(pool, good.sha256):  # something else is stored of it
+        request = style_pb2.CreateStyleRequest(request_id=str(uuid.uuid4()), track=good.name)
+        found, details = await refused(studio.styles.CreateStyle(request))
+    assert found is Code.RESOURCE_EXHAUSTED
+    assert "TRACK_BUSY" in details
     for track in (slow, good):
         await client.delete_track(track.name)
 
@@ -475,6 +510,27 @@ async def test_a_job_that_another_style_waits_for_is_not_cancelled(studio: Studi
     assert (await studio.built(second.style)).state == READY
     assert (await studio.ended(second.job.name)).state == job_pb2.JOB_STATE_SUCCEEDED
     await studio.delete(second.style)
+
+
+async def test_a_job_that_waits_for_another_is_cancelled_with_its_style(studio: Studio, pool: Pool) -> None:
+    data = sound()
+    library = library_id(hashlib.sha256(data).hexdigest(), completed(grain_pb2.Cut()))
+    async with exclusive(pool, str(library)):  # it cannot be stored
+        first, second = [await studio.upload(data) for _ in range(2)]
+        async with asyncio.timeout(60):
+            states: set[str] = set()
+            while states != {"QUEUED", "RUNNING"}:
+                rows = await pool.fetch("SELECT state FROM jobs WHERE lock = $1", of_style(library))
+                states = {row["state"] for row in rows}
+                await asyncio.sleep(0.05)
+        waiting = "SELECT id FROM jobs WHERE lock = $1 AND state = 'QUEUED'"
+        name = f"jobs/{await pool.fetchval(waiting, of_style(library))}"
+        goes, stays = (first, second) if first.job.name == name else (second, first)
+        deletion = asyncio.create_task(studio.delete(goes.style))
+        assert (await studio.ended(name)).state == job_pb2.JOB_STATE_CANCELLED
+    await deletion
+    assert (await studio.built(stays.style)).state == READY
+    await studio.delete(stays.style)
 
 
 async def test_deletions_and_uploads_of_the_same_at_once(studio: Studio, residue: Residue) -> None:

@@ -169,7 +169,8 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
                     await listener.wait(SILENCE_SECONDS)
 
     def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
-        return read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, f"covers/{row['id']}")
+        name = f"covers/{row['id']}"
+        return read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, "cover", name)
 
 
 def _cover(row: Row) -> cover_pb2.Cover:

@@ -50,6 +50,17 @@ def _wanted(kind: str, spec: Message, priority: job_pb2.Priority.ValueType) -> t
     return kind, level, json_format.MessageToDict(spec, preserving_proto_field_name=True)
 
 
+def _check_same(row: Row, wanted: tuple[str, str, dict[str, Any]]) -> None:
+    """ALREADY_EXISTS if the job of a request is not what it wants now."""
+    if (row["kind"], row["priority"], row["spec"]) != wanted:
+        raise ApiError(
+            grpc.StatusCode.ALREADY_EXISTS,
+            "REQUEST_ID_REUSED",
+            "this request_id made a job with another specification",
+            fields=[("request_id", "already used")],
+        )
+
+
 def _new(request_id: UUID, wanted: tuple[str, str, dict[str, Any]], about: Subject) -> NewJob:
     return NewJob(
         *(principal().id, request_id, *wanted, about.track_id, telemetry.outgoing_headers()),
@@ -103,13 +114,7 @@ class JobCreator:
                 raise
             if is_new:
                 await self.dispatch(row)
-        if (row["kind"], row["priority"], row["spec"]) != wanted:
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id made a job with another specification",
-                fields=[("request_id", "already used")],
-            )
+        _check_same(row, wanted)
         return await self._views.job(row)
 
     async def create_within(
@@ -124,11 +129,12 @@ class JobCreator:
         """Create a job as part of a transaction, after which it is to be dispatched; or find that of the request.
 
         Raises:
-            ApiError: RESOURCE_EXHAUSTED when too many jobs wait.
+            ApiError: as ``create``; the transaction must be given up.
         """
         wanted = kind, level, _ = _wanted(kind, spec, priority)
         await self._admit(principal().id, level, connection)  # another one may not be free while we hold this
         row, _ = await self._store.create(_new(request_id, wanted, about), connection)
+        _check_same(row, wanted)  # now: what else the transaction has changed must not stay
         return row
 
     async def is_crowded(self) -> bool:

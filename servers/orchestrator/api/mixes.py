@@ -24,6 +24,7 @@ from servers.orchestrator.mixes.config import STYLED, changed, completed, heard,
 from servers.orchestrator.mixes.store import MixStore, mix, remove_objects
 from servers.orchestrator.projects import store as projects
 from servers.orchestrator.projects.store import ProjectStore
+from servers.orchestrator.styles.removal import build_again
 from servers.orchestrator.styles.store import StyleStore
 from servers.orchestrator.tracks.register import clean_name
 from servers.platform.errors import ApiError, invalid, not_found, precondition
@@ -80,7 +81,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
         request_id = UUID(request.request_id)
         row = await self._mixes.of_request(request_id, principal().id)
         if row is None:
-            wanted = await self._wanted(request.project, request.config, wait=request.wait)
+            wanted = await self._wanted(request.project, request.config, None, wait=request.wait)
             name = clean_name(request.display_name) if request.display_name else wanted.project["display_name"]
             try:
                 job = await self._create(request_id, wanted, name, request.priority)
@@ -92,7 +93,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
             row = await self._mixes.of_request(request_id, principal().id)
             if row is None:
                 raise not_found("project", request.project)  # it was deleted at once
-        if f"projects/{row['project_id']}" != request.project:
+        if row["project_id"] != resource_id("project", request.project):
             raise _reused("this request_id made a mix of another project")
         return mix_pb2.CreateMixResponse(mix=mix(row), job=await self._job(row["latest_job"]))
 
@@ -156,16 +157,17 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
             row = await find_mix(self._mixes, request.name)
             job = await self._store.find(principal().id, UUID(request.request_id))
             if job is None:
-                config = changed(_config(row), request.config, request.update_mask.paths)
+                known = _config(row)
+                config = changed(known, request.config, request.update_mask.paths)
                 validate(config)  # together with what was there before
                 if request.revision not in (0, row["revision"]):
                     raise _changed(row)
-                wanted = await self._wanted(f"projects/{row['project_id']}", config, wait=request.wait)
+                wanted = await self._wanted(f"projects/{row['project_id']}", config, known, wait=request.wait)
                 job = await self._change(row, wanted, request)
                 if job is None:
                     continue  # somebody else changed it meanwhile, or the same request
                 await self._creator.dispatch(job)
-            if job["kind"] != "MIX" or job["spec"]["mix"] != request.name:
+            if job["kind"] != "MIX" or job["spec"]["mix"] != f"mixes/{row['id']}":
                 raise _reused("this request_id made another job")
             row = await find_mix(self._mixes, request.name)
             return mix_pb2.UpdateMixResponse(mix=mix(row), job=await self._views.job(job))
@@ -232,26 +234,44 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
                     said_anything = True
                     offset += len(chunk.data)
                     yield mix_pb2.StreamMixResponse(chunk=chunk, frames_ready=ready)
-                if job["state"] == "SUCCEEDED":
-                    raise not_found("mix", request.job)  # it was deleted, or changed and rendered anew, since
+                if job["state"] == "SUCCEEDED":  # it was deleted, or changed and rendered anew, since
+                    raise _changed(await find_mix(self._mixes, job["spec"]["mix"]))
                 if job["state"] in FINAL_STATES:
                     raise ended_without(job, "the mix")
                 if not said_anything:
                     await listener.wait(SILENCE_SECONDS)
 
-    def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
-        return read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, f"mixes/{row['id']}")
+    async def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
+        name = f"mixes/{row['id']}"
+        try:
+            async for chunk in read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, "mix", name):
+                yield chunk
+        except ApiError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                now = await find_mix(self._mixes, name)
+                if now["rendered_revision"] != row["rendered_revision"]:
+                    raise _changed(now) from error
+            raise
 
     async def _job(self, job_id: UUID) -> job_pb2.Job | None:
         """A job, as long as it is remembered."""
         row = await self._store.get(job_id)
         return await self._views.job(row) if row is not None else None
 
-    async def _wanted(self, project_name: str, config: job_pb2.MixConfig, *, wait: bool) -> _Wanted:
-        """Complete a configuration; ApiError if it cannot be rendered, now or, if one is to ``wait``, ever."""
+    async def _wanted(
+        self, project_name: str, config: job_pb2.MixConfig, known: job_pb2.MixConfig | None, *, wait: bool
+    ) -> _Wanted:
+        """Complete a configuration; ApiError if it cannot be rendered, now or, if one is to ``wait``, ever.
+
+        Args:
+            project_name: Of the mix.
+            config: What is asked for.
+            known: The configuration that the mix has, if it exists.
+            wait: For what is being prepared.
+        """
         row = await find_project(self._projects, project_name)
         full = completed(config, row)
-        styles = await self._styles_of(full)
+        styles = await self._styles_of(full, known)
         after = self._unprepared(row, wait=wait)
         for stem in heard(full):
             style = styles.get(stem)
@@ -262,14 +282,24 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
                 raise precondition("STYLE_FAILED", f"{name} could not be cut into grains", style=name)
             if not wait:
                 raise precondition("STYLE_NOT_READY", f"{name} is not cut into grains yet", style=name)
-            after += [style["job_id"]] if style["job_id"] else []
+            after.append(await self._building(style))
         return _Wanted(row, full, after)
 
-    async def _styles_of(self, config: job_pb2.MixConfig) -> dict[str, Row]:
-        """The styles of stems, by stem."""
-        found = {}
+    async def _building(self, style: Row) -> UUID:
+        """The job that cuts a style into grains; a new one if what the last has made was lost."""
+        if style["job_state"] in ("QUEUED", "RUNNING"):
+            return UUID(str(style["job_id"]))
+        job = await build_again(self._pool, style, "INTERACTIVE")
+        await self._creator.dispatch(job)
+        return UUID(str(job["id"]))
+
+    async def _styles_of(self, config: job_pb2.MixConfig, known: job_pb2.MixConfig | None) -> dict[str, Row]:
+        """The styles of stems, by stem; those that are not heard, and not new, need not exist any more."""
+        found, needed = {}, heard(config)
         for stem in STYLED:
-            if name := part(config, stem).style:
+            name = part(config, stem).style
+            old = known is not None and part(known, stem).style == name
+            if name and (stem in needed or not old):
                 row = await self._styles.get(resource_id("style", name), principal().id)
                 if row is None:
                     error = not_found("style", name)

@@ -21,6 +21,7 @@ from servers.orchestrator.api.resources import (
 )
 from servers.orchestrator.jobs import locks, messages
 from servers.orchestrator.jobs.store import JobStore
+from servers.orchestrator.mixes.config import check_rate
 from servers.orchestrator.mixes.store import remove_objects
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
 from servers.orchestrator.projects.store import ProjectStore, preparations, project
@@ -71,6 +72,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         row = await self._projects.of_request(request_id, principal().id)
         if row is None:
             track = await find_track(self._pool, request.track)
+            check_rate(track["sample_rate"])
             name = clean_name(request.display_name) if request.display_name else track["display_name"]
             try:
                 await self._create(request_id, track, model, name, request.priority)
@@ -80,7 +82,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             row = await self._projects.of_request(request_id, principal().id)
             if row is None:
                 raise not_found("track", request.track)  # it was deleted at once
-        if (f"tracks/{row['track_id']}", row["model"]) != (request.track, model):
+        if (row["track_id"], row["model"]) != (resource_id("track", request.track), model):
             raise ApiError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 "REQUEST_ID_REUSED",

@@ -134,9 +134,12 @@ def read_time_token(token: str) -> tuple[dt.datetime, UUID] | None:
 
 
 async def read_chunks(
-    objects: ObjectStore, key: str, size: int, offset: int, name: str
+    objects: ObjectStore, key: str, size: int, offset: int, what: str, name: str
 ) -> AsyncIterator[audio_pb2.DataChunk]:
-    """The bytes of an object from ``offset`` on as messages; OUT_OF_RANGE beyond its end."""
+    """The bytes of an object from ``offset`` on as messages.
+
+    OUT_OF_RANGE beyond its end; NOT_FOUND of ``what``, such as "track", of that ``name`` if there is no such object.
+    """
     if offset > size:
         raise ApiError(
             grpc.StatusCode.OUT_OF_RANGE,
@@ -151,7 +154,7 @@ async def read_chunks(
             yield chunk(offset, data)
             offset += len(data)
     except ObjectMissing:
-        raise not_found(name.split("/")[-2].removesuffix("s"), name) from None
+        raise not_found(what, name) from None
 
 
 def chunk(offset: int, data: bytes) -> audio_pb2.DataChunk:

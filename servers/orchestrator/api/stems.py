@@ -95,7 +95,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
         _, row = await self._stems.find(request.name)
         await stem_used(self._pool, row)
         async for part in read_chunks(
-            self._objects, row["object_key"], row["size_bytes"], request.offset, request.name
+            self._objects, row["object_key"], row["size_bytes"], request.offset, "stem", request.name
         ):
             yield stem_pb2.DownloadStemResponse(chunk=part)
 
@@ -121,7 +121,7 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
                 said_anything = False
                 for stem in list(open_stems):
                     if stem in finished:
-                        source = self._finished(request.job, spec.track, finished[stem], open_stems.pop(stem))
+                        source = self._finished(spec.track, finished[stem], open_stems.pop(stem))
                     else:
                         source = self._growing(source_job, stem, open_stems)
                     async for response in source:
@@ -134,15 +134,13 @@ class StemService(stem_pb2_grpc.StemServiceServicer):
                 if not said_anything:
                     await listener.wait(SILENCE_SECONDS)
 
-    async def _finished(
-        self, job_name: str, track_name: str, row: Row, offset: int
-    ) -> AsyncIterator[stem_pb2.StreamStemsResponse]:
+    async def _finished(self, track_name: str, row: Row, offset: int) -> AsyncIterator[stem_pb2.StreamStemsResponse]:
         """The rest of a stored stem, and its end."""
         stem = messages.STEMS[row["stem"]]
         await stem_used(self._pool, row)
-        async for part in read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, job_name):
-            yield stem_pb2.StreamStemsResponse(stem=stem, chunk=part)
         end = messages.artifact(row, track_name)
+        async for part in read_chunks(self._objects, row["object_key"], row["size_bytes"], offset, "stem", end.name):
+            yield stem_pb2.StreamStemsResponse(stem=stem, chunk=part)
         yield stem_pb2.StreamStemsResponse(stem=stem, end=end, frames_ready=row["frames"])
 
     async def _growing(

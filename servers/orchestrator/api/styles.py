@@ -6,9 +6,8 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from functools import partial
 
-import numpy as np
 from contrafact.v1 import artifact_pb2, audio_pb2, grain_pb2, job_pb2, style_pb2, style_pb2_grpc
 from google.protobuf import json_format
 
@@ -77,6 +76,7 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         self._libraries = libraries
         self._maker = StyleMaker(pool, objects, styles, creator, settings)
         self._tables: OrderedDict[str, Library] = OrderedDict()  # by the digest of the library; without its audio
+        self._reading = asyncio.Lock()
 
     async def UploadStyle(
         self, request_iterator: AsyncIterator[style_pb2.UploadStyleRequest], context: Context
@@ -137,13 +137,18 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         if not await self._styles.delete(row["id"]):
             return False
         try:
-            if row["job_id"] and not await self._styles.is_wanted(row["library_id"]):
-                await self._jobs.cancel(row["job_id"], row["owner"])
+            await self._cancel(row)
             await self._libraries.forget(row["id"])
             await remove_unused(self._pool, self._objects, row["library_id"], row["sha256"])
         except OUTAGES as error:  # it is gone for everybody already; the clean-ups do the rest
             telemetry.log().warning("style not removed yet", error=type(error).__name__)
         return True
+
+    async def _cancel(self, row: Row) -> None:
+        """Cancel the job of a style that was deleted, unless it makes at this moment what others want, too."""
+        job = await self._jobs.get(row["job_id"]) if row["job_id"] else None
+        if job is not None and (job["state"] == "QUEUED" or not await self._styles.is_wanted(row["library_id"])):
+            await self._jobs.cancel(job["id"], row["owner"])
 
     async def ListGrains(self, request: style_pb2.ListGrainsRequest, context: Context) -> style_pb2.ListGrainsResponse:
         row = await find_style(self._styles, request.parent)
@@ -157,22 +162,27 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
     async def _table(self, row: Row) -> Library:
         """The grain library of a style, without its audio."""
         digest: str = row["content_sha256"] or ""
-        table = self._tables.get(digest)
-        if table is None:
-            name = f"styles/{row['id']}"
-            try:
-                stored = await self._libraries.bytes_of(row["id"])
-                table = await asyncio.to_thread(_decoded, stored.data)
-            except StyleGone:
-                raise not_found("style", name) from None
-            except (StyleNotReady, InvalidLibrary) as error:
-                raise _not_ready() from error
-            digest = stored.sha256
-        self._tables[digest] = table
+        if digest not in self._tables:
+            # One at a time: a library may be large.
+            async with self._reading:
+                if digest not in self._tables:
+                    digest = await self._read(row)
         self._tables.move_to_end(digest)
-        while len(self._tables) > _TABLES:
+        return self._tables[digest]
+
+    async def _read(self, row: Row) -> str:
+        """Read the grain library of a style; its digest."""
+        try:
+            stored = await self._libraries.bytes_of(row["id"])
+            table = await asyncio.to_thread(partial(decode, stored.data, audio=False))
+        except StyleGone:
+            raise not_found("style", f"styles/{row['id']}") from None
+        except (StyleNotReady, InvalidLibrary) as error:
+            raise _not_ready() from error
+        self._tables[stored.sha256] = table
+        if len(self._tables) > _TABLES:
             self._tables.popitem(last=False)
-        return table
+        return stored.sha256
 
     async def DownloadStylePreview(
         self, request: style_pb2.DownloadStylePreviewRequest, context: Context
@@ -181,7 +191,7 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         if row["preview_key"] is None:
             raise _not_ready()
         async for chunk in read_chunks(
-            self._objects, row["preview_key"], row["preview_bytes"], request.offset, request.name
+            self._objects, row["preview_key"], row["preview_bytes"], request.offset, "style", request.name
         ):
             yield style_pb2.DownloadStylePreviewResponse(chunk=chunk)
 
@@ -198,11 +208,6 @@ def _first(token: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", position[0]):
         raise invalid("INVALID_PAGE_TOKEN", "page_token is not one that this service gave", "page_token")
     return int(position[0])
-
-
-def _decoded(data: bytes) -> Library:
-    library = decode(data)
-    return replace(library, audio=np.zeros((library.channels, 0), np.float32))
 
 
 def _grain(library: Library, number: int) -> grain_pb2.Grain:

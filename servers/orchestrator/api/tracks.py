@@ -28,7 +28,7 @@ from servers.orchestrator.api.voices import find_voice, sample_of
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.retention import stem_used
 from servers.orchestrator.jobs.store import JobStore
-from servers.orchestrator.mixes.store import MixStore
+from servers.orchestrator.mixes.store import MixStore, remove_objects
 from servers.orchestrator.tracks.register import clean_name, forget_unused, normal_tags, remove_bytes
 from servers.orchestrator.voices.store import VoiceStore
 from servers.platform.errors import invalid, precondition
@@ -175,20 +175,31 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             async with connection.transaction():
                 # A repeated request would take a completed upload's word for bytes that are gone.
                 uploads = await connection.fetch("DELETE FROM uploads WHERE track_id = $1 RETURNING id", row["id"])
+                # In this order, as who changes them.
+                await connection.execute("SELECT 1 FROM projects WHERE track_id = $1 ORDER BY id FOR UPDATE", row["id"])
+                mixes = await connection.fetch(
+                    """SELECT id FROM mixes WHERE project_id IN (SELECT id FROM projects WHERE track_id = $1)
+                       ORDER BY id FOR UPDATE""",
+                    row["id"],
+                )
+                layers = await connection.fetch("SELECT id FROM layers WHERE sha256 = $1", row["sha256"])
                 await connection.execute("DELETE FROM tracks WHERE id = $1", row["id"])
                 orphaned = await forget_unused(connection, row["sha256"])
             # After the commit: rows whose bytes are gone would be worse than bytes without a row.
             if orphaned is not None:
                 await remove_bytes(self._objects, row["sha256"], orphaned)
+                for layer in layers:
+                    await self._objects.delete_prefix(keys.layer_prefix(layer["id"]))
             for upload in uploads:
                 await self._objects.delete_prefix(keys.upload_prefix(upload["id"]))
+        await remove_objects(self._pool, self._objects, [mix["id"] for mix in mixes])
 
     async def DownloadTrack(
         self, request: track_pb2.DownloadTrackRequest, context: Context
     ) -> AsyncIterator[track_pb2.DownloadTrackResponse]:
         row = await find_track(self._pool, request.name)
         async for chunk in read_chunks(
-            self._objects, row["object_key"], row["size_bytes"], request.offset, request.name
+            self._objects, row["object_key"], row["size_bytes"], request.offset, "track", request.name
         ):
             yield track_pb2.DownloadTrackResponse(chunk=chunk)
 

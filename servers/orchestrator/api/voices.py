@@ -214,7 +214,7 @@ class VoiceService(voice_pb2_grpc.VoiceServiceServicer):
         self, request: voice_pb2.DownloadVoiceSampleRequest, context: Context
     ) -> AsyncIterator[voice_pb2.DownloadVoiceSampleResponse]:
         key, size, _ = sample_of(await find_voice(self._store, request.name))
-        async for chunk in read_chunks(self._objects, key, size, request.offset, request.name):
+        async for chunk in read_chunks(self._objects, key, size, request.offset, "voice", request.name):
             yield voice_pb2.DownloadVoiceSampleResponse(chunk=chunk)
 
     async def _message(self, row: Row) -> voice_pb2.Voice:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,12 +59,6 @@ class Call:
         """The next response; None at the end. Raises grpc.RpcError. When cancelled, the call must be closed."""
         self._reading = self._loop.run_in_executor(self._reader, next, self._call, None)
         return await asyncio.shield(self._reading)
-
-    async def ended(self, within: float) -> bool:
-        """Whether the call is over; for so many seconds that is waited for."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), within)
-        return self._ended.is_set()
 
     async def close(self) -> None:
         """Cancel what is left of the call, and wait for it to end."""

@@ -74,17 +74,16 @@ async def pieces(spec: StreamSpec, blocks: AsyncIterable[Block]) -> AsyncGenerat
 
 
 class Feed(ABC):
-    """Writes what one call is to hear; before there is a call, it may begin to read what it will write."""
+    """Writes what one call is to hear; before there is a call, it may begin to read what it will write.
+
+    Attributes:
+        writing_since: since when the engine is to take a message, by the clock of the event loop; None: it is not.
+    """
 
     def __init__(self) -> None:
-        self.written = 0  # messages
+        self.writing_since: float | None = None
         self._call: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
         self._lock = asyncio.Lock()
-
-    @property
-    def writing(self) -> bool:
-        """Whether the engine is to take something now."""
-        return self._lock.locked()
 
     def begin(self, call: Call) -> None:
         """Write to ``call``."""
@@ -107,8 +106,11 @@ class Feed(ABC):
     async def _write(self, request: Message) -> None:
         async with self._lock:
             call = await self._begun()
-            await call.write(request)
-            self.written += 1
+            self.writing_since = asyncio.get_running_loop().time()
+            try:
+                await call.write(request)
+            finally:
+                self.writing_since = None
 
 
 class Engine(ABC):
@@ -215,16 +217,22 @@ class Engine(ABC):
 
     async def _answer(self, reading: asyncio.Task[Any], feeding: asyncio.Task[None], feed: Feed) -> Any:
         """What ``reading`` reads, unless the feeding fails or nothing moves."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         while True:
             if feeding.done():
                 feeding.result()
-            written = feed.written
+            # While an input pauses, the engine owes nothing: it is given its time anew when a write begins.
+            since = begun if feeding.done() else feed.writing_since
+            wait = self._idle_seconds if since is None else max(begun, since) + self._idle_seconds - loop.time()
+            if wait <= 0:
+                raise self._stalled()
             waiting = {reading} if feeding.done() else {reading, feeding}
-            done, _ = await asyncio.wait(waiting, timeout=self._idle_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             if reading in done:
                 return reading.result()
-            if not done and (feeding.done() or (feed.writing and feed.written == written)):
-                raise self._stalled()
+            if feeding in done:
+                begun = loop.time()
 
     def _stalled(self) -> EngineError:
         message = f"nothing moved for {self._idle_seconds:g} s"

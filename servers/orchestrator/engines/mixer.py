@@ -22,7 +22,6 @@ from servers.platform.tasks import together
 
 # A mix takes as long as its slowest input: this only ends what would never end.
 _DEADLINE_SECONDS, _DEADLINE_FACTOR = 3600.0, 20.0
-_REFUSAL_SECONDS = 0.25  # a mixer that is full says so at once
 _FLOAT = np.dtype("<f4")
 
 
@@ -89,14 +88,14 @@ class Mixer(Engine):
         yield report
 
     async def _admitted(self, call: Call, feed: Any) -> None:
-        if await call.ended(within=_REFUSAL_SECONDS):
-            await call.read()  # raises what ended it
+        await self._first_answer(call, mixer_pb2.MixRequest(spec=feed.spec))
 
 
 class _Feed(Feed):
     """Writes the inputs of one mix to its call, none of them too far ahead.
 
     Attributes:
+        spec: of the mix.
         seconds: of the mix, or of the longest input.
     """
 
@@ -104,7 +103,7 @@ class _Feed(Feed):
         self, spec: mixer_pb2.MixSpec, inputs: Mapping[str, AsyncIterable[Block]], read_ahead_seconds: float
     ) -> None:
         super().__init__()
-        self._spec, self._inputs = spec, inputs
+        self.spec, self._inputs = spec, inputs
         self._placements = placements(spec)
         needed = {
             asked.name for asked, placement in zip(spec.inputs, self._placements, strict=True) if placement.needed
@@ -120,14 +119,13 @@ class _Feed(Feed):
     async def _run(self) -> None:
         needed = [place for place, placement in enumerate(self._placements) if placement.needed]
         await together(
-            self._write(mixer_pb2.MixRequest(spec=self._spec)),  # tasks begin in order, so this is written first
-            *(self._input(place, self._inputs[self._spec.inputs[place].name]) for place in needed),
+            *(self._input(place, self._inputs[self.spec.inputs[place].name]) for place in needed),
         )
         await self._write(mixer_pb2.MixRequest(end=mixer_pb2.MixEnd()))
 
     async def _input(self, place: int, blocks: AsyncIterable[Block]) -> None:
-        name, placement, sent = self._spec.inputs[place].name, self._placements[place], 0
-        most = self._read_ahead * placement.sample_rate // self._spec.sample_rate
+        name, placement, sent = self.spec.inputs[place].name, self._placements[place], 0
+        most = self._read_ahead * placement.sample_rate // self.spec.sample_rate
         most = max(1, min(BLOCK_FRAMES, most))
         async for block in blocks:
             if (block.sample_rate, block.channels) != (placement.sample_rate, placement.channels):

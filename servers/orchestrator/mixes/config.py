@@ -9,6 +9,7 @@ from contrafact.v1 import audio_pb2, job_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from servers.grains.settings import completed as completed_grains
+from servers.media.source import is_supported_rate
 from servers.orchestrator.pipelines.recordings import channels
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
 from servers.platform.errors import invalid, precondition
@@ -28,15 +29,20 @@ def part(config: job_pb2.MixConfig, stem: str) -> job_pb2.StemPart:
     return found
 
 
+def check_rate(rate: int) -> None:
+    """TRACK_RATE_TOO_LOW if a track of this rate, in Hz, cannot be mixed. No track has a rate that is too high."""
+    if rate < LOWEST_RATE:
+        raise precondition("TRACK_RATE_TOO_LOW", f"a track of {rate} Hz cannot be mixed; {LOWEST_RATE} Hz are needed")
+
+
 def completed(given: job_pb2.MixConfig, recording: Row) -> job_pb2.MixConfig:
     """A configuration in which every default is written down; those of rate and channels are of ``recording``.
 
     Raises:
-        ApiError: TRACK_RATE_TOO_LOW, or NOTHING_TO_MIX.
+        ApiError: TRACK_RATE_TOO_LOW, NOTHING_TO_MIX, or INVALID_FIELD: FLAC has no such rate.
     """
     rate = recording["sample_rate"]
-    if rate < LOWEST_RATE:
-        raise precondition("TRACK_RATE_TOO_LOW", f"a track of {rate} Hz cannot be mixed; {LOWEST_RATE} Hz are needed")
+    check_rate(rate)
     full = job_pb2.MixConfig(
         normalization=job_pb2.NORMALIZATION_LIMIT,
         target_lufs=TARGET_LUFS,
@@ -53,6 +59,9 @@ def completed(given: job_pb2.MixConfig, recording: Row) -> job_pb2.MixConfig:
         full_part.enabled = given_part.enabled if given_part.HasField("enabled") else True
         if given_part.HasField("grains"):
             full_part.grains.CopyFrom(completed_grains(given_part.grains))
+    if full.format == audio_pb2.AUDIO_FORMAT_FLAC and not is_supported_rate(full.sample_rate):
+        message = "FLAC has rates above 65,535 Hz only if they are multiples of 10 Hz"
+        raise invalid("INVALID_FIELD", message, "config.sample_rate")
     if not heard(full):
         raise precondition("NOTHING_TO_MIX", "no stem is enabled and louder than nothing")
     return full
@@ -87,10 +96,11 @@ def changed(stored: job_pb2.MixConfig, given: job_pb2.MixConfig, paths: Sequence
         raise invalid("INVALID_FIELD_MASK", "the mask names no field", "update_mask")
     if not mask.IsValidForDescriptor(job_pb2.MixConfig.DESCRIPTOR):
         raise invalid("INVALID_FIELD_MASK", "the mask names what is no field of config", "update_mask")
+    mask.CanonicalFormFromMask(mask)  # without what other paths name, too
     result, source = job_pb2.MixConfig(), job_pb2.MixConfig()
     result.CopyFrom(stored)
     source.CopyFrom(given)
-    for path in paths:
+    for path in mask.paths:
         stem, *rest = path.split(".")
         if rest:  # or nothing of it would be merged if none of it was given
             getattr(source, stem).SetInParent()

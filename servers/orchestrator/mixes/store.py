@@ -15,9 +15,12 @@ from servers.orchestrator.jobs.runner import JobFailure, JobRun
 from servers.orchestrator.jobs.store import LeaseLost
 from servers.orchestrator.pipelines.growing import GrowingFile
 from servers.orchestrator.pipelines.stems import warn_of_clipping
+from servers.platform import telemetry
+from servers.platform.tasks import to_the_end
 from servers.storage import keys
 from servers.storage.database import Connection, Pool, Row, exclusive
 from servers.storage.objects import ObjectStore
+from servers.storage.outages import OUTAGES
 
 _MIXES = """SELECT m.*, j.state AS job_state, j.error AS job_error
             FROM mixes m LEFT JOIN jobs j ON j.id = m.latest_job"""
@@ -60,11 +63,13 @@ def _trouble(row: Row) -> job_pb2.JobError:
 
 
 async def remove_objects(pool: Pool, objects: ObjectStore, mix_ids: Iterable[UUID]) -> None:
-    """Remove the bytes of mixes whose rows are gone."""
-    for mix_id in mix_ids:
-        # Against who publishes one at this moment. What a crash leaves is found by the clean-ups.
-        async with exclusive(pool, str(mix_id)):
-            await objects.delete_prefix(keys.mixes_prefix(mix_id))
+    """Remove the bytes of mixes whose rows are gone. What an outage leaves is found by the clean-ups."""
+    try:
+        for mix_id in mix_ids:
+            async with exclusive(pool, str(mix_id)):  # against who publishes one at this moment
+                await objects.delete_prefix(keys.mixes_prefix(mix_id))
+    except OUTAGES as error:
+        telemetry.log().warning("mixes not removed yet", error=type(error).__name__)
 
 
 class MixStore:
@@ -125,28 +130,40 @@ class MixStore:
             heard: What the mixer measured.
             report: What it took.
         """
-        mix_id = _id(spec)
-        place = keys.mix(mix_id, file.sha256, file.format.extension)
-        async with exclusive(self._pool, str(mix_id)) as connection:
-            await file.put(place)
-            former: str | None = None
-            try:
-                async with connection.transaction():
-                    # Before the job, as who changes a mix does.
-                    row = await connection.fetchrow("SELECT * FROM mixes WHERE id = $1 FOR UPDATE", mix_id)
-                    former = row["object_key"] if row is not None else None
-                    _wanted(row, spec)
-                    await run.store.hold(connection, run.id, run.attempt)
-                    row = await _rendered(connection, run, spec, file, place, heard, report)
-            except (LeaseLost, JobFailure):
-                if former != place:  # nobody will ever ask for what was put
-                    await self._objects.delete([place])
-                raise
-            if former not in (None, place):
-                await self._objects.delete([former])
-        assert row is not None
+        async with exclusive(self._pool, str(_id(spec))) as connection:
+            # To the end: otherwise an object may be left that nobody knows.
+            row = await to_the_end(self._put(connection, run, spec, file, heard, report))
         warn_of_clipping(run, "mix", row)
         await run.publish(job_pb2.JobEvent(artifact=messages.artifact(row, "")))
+
+    async def _put(
+        self,
+        connection: Connection,
+        run: JobRun,
+        spec: job_pb2.MixSpec,
+        file: GrowingFile,
+        heard: mixer_pb2.MixReport,
+        report: mix_pb2.MixReport,
+    ) -> Row:
+        place = keys.mix(_id(spec), file.sha256, file.format.extension)
+        await file.put(place)
+        former: str | None = None
+        try:
+            async with connection.transaction():
+                # Before the job, as who changes a mix does.
+                row = await connection.fetchrow("SELECT * FROM mixes WHERE id = $1 FOR UPDATE", _id(spec))
+                former = row["object_key"] if row is not None else None
+                _wanted(row, spec)
+                await run.store.hold(connection, run.id, run.attempt)
+                row = await _rendered(connection, run, spec, file, place, heard, report)
+        except (LeaseLost, JobFailure):
+            if former != place:  # nobody will ever ask for what was put
+                await self._objects.delete([place])
+            raise
+        if former not in (None, place):
+            await self._objects.delete([former])
+        assert row is not None
+        return row
 
 
 def _id(spec: job_pb2.MixSpec) -> UUID:

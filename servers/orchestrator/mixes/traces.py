@@ -44,12 +44,14 @@ class Traces:
         self._pool = pool
 
     async def read(self, stem: Row) -> grains_pb2.Trace | None:
-        """The trace of a stem, if it is stored and of our version."""
+        """The trace of a stem, if it is stored, of these very bytes, and of our version."""
         data = await self._pool.fetchval(
-            "SELECT notes FROM traces WHERE sha256 = $1 AND model = $2 AND stem = $3 AND version = $4",
+            """SELECT notes FROM traces
+               WHERE sha256 = $1 AND model = $2 AND stem = $3 AND content_sha256 = $4 AND version = $5""",
             stem["sha256"],
             stem["model"],
             stem["stem"],
+            stem["content_sha256"],
             TRACE_VERSION,
         )
         if data is None:
@@ -60,12 +62,15 @@ class Traces:
         """Store what a ``TraceWriter`` has written of a stem, unless a newer version's is there."""
         try:
             await self._pool.execute(
-                """INSERT INTO traces AS known (sha256, model, stem, version, notes) VALUES ($1, $2, $3, $4, $5)
-                   ON CONFLICT (sha256, model, stem) DO UPDATE SET version = excluded.version, notes = excluded.notes,
-                       created_at = now() WHERE known.version < excluded.version""",
+                """INSERT INTO traces AS known (sha256, model, stem, content_sha256, version, notes)
+                   VALUES ($1, $2, $3, $4, $5, $6)
+                   ON CONFLICT (sha256, model, stem) DO UPDATE
+                   SET content_sha256 = excluded.content_sha256, version = excluded.version, notes = excluded.notes,
+                       created_at = now() WHERE known.version <= excluded.version""",
                 stem["sha256"],
                 stem["model"],
                 stem["stem"],
+                stem["content_sha256"],
                 TRACE_VERSION,
                 data,
             )

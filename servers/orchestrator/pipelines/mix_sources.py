@@ -103,7 +103,8 @@ class MixSources:
         """Fetch the layers that were made meanwhile, to be heard once more."""
         for name, row in self._made.items():
             path = self._folder / f"layer.{name}"
-            await self._studio.objects.fetch(row["object_key"], path)
+            if not await self._studio.layers.fetch(row, path):
+                raise ConnectionError("a layer was lost")  # another attempt makes it
             self.sources[name] = StoredLayer(self.sources[name].shape, path)
 
     async def _part(self, name: str, how: job_pb2.StemPart, stem: Row | None) -> _Part:
@@ -133,11 +134,7 @@ class MixSources:
         row = await self._studio.layers.find(identity)
         if row is not None:
             path = self._folder / f"layer.{part.name}"
-            try:
-                await self._studio.objects.fetch(row["object_key"], path)
-            except ObjectMissing:
-                await self._studio.layers.forget(row)
-            else:
+            if await self._studio.layers.fetch(row, path):
                 self.report.layers_reused += 1
                 telemetry.MIX_PARTS.labels("layer", "reused").inc()
                 return StoredLayer(shape, path)
@@ -180,6 +177,7 @@ class MixSources:
             library_sha256=library["content_sha256"],
             library_bytes=library["size_bytes"],
             settings=part.settings,
+            group=f"{self._run.id}/{self._run.attempt}",
         )
         notes = trace or (await self._stem(part), part.shape)
         return NewLayer(shape, studio.grains, self._run.priority, spec, read, notes, file, traced, made)
@@ -189,6 +187,8 @@ class MixSources:
         try:
             await self._studio.objects.fetch(part.stem["object_key"], path)
         except ObjectMissing as error:
+            # So that whoever prepares the project has it made again.
+            await self._studio.pool.execute("DELETE FROM stems WHERE object_key = $1", part.stem["object_key"])
             raise _no_stem(part.name) from error
         return path
 

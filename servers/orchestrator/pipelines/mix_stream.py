@@ -1,18 +1,19 @@
 """The streams of one mix, from stored stems to the mix.
 
     stem ────────────────────────────────────────────────▶ mix ─▶
-    stem ─▶ trace (or stored) ─▶ render ─┬─ layer ───────▶  │
+    stem ─▶ trace (or stored) ═▶ render ─┬─ layer ───────▶  │
     stored layer ────────────────────────┼───────────────▶  │
                                          └▶ layer's file
 
-Each is read at its own pace, none far ahead of the others. Level is brought to what is asked for by hearing the mix
-twice: layers that the first time has made are stored then.
+Each is read at its own pace, none far ahead of the others, but for the notes (═▶): they are found as fast as they can
+be, so that they are there for the next mix even if this one is given up. Level is brought to what is asked for by
+hearing the mix twice: layers that the first time has made are stored then.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,17 @@ from pathlib import Path
 from contrafact.engine.v1 import grains_pb2, mixer_pb2
 from contrafact.v1 import job_pb2
 
+from servers.grains.rendering import RENDER_VERSION
 from servers.grains.trace import TRACE_VERSION
 from servers.media.blocks import Block
 from servers.media.decode import decode
+from servers.mixer.placing import placements
 from servers.orchestrator.engines.grains import Grains
 from servers.orchestrator.engines.mixer import Mixer
 from servers.orchestrator.mixes import layers, traces
 from servers.orchestrator.mixes.config import gain_db, heard
 from servers.orchestrator.pipelines.growing import GrowingFile, Shape
-from servers.platform.tasks import Streams
+from servers.platform.tasks import Streams, unzipped
 
 _LOUDEST_DB = 120.0  # the most by which the mixer raises a sum
 _TWICE = {
@@ -100,21 +103,27 @@ class NewLayer(Source):
         self.begun = True
         report = grains_pb2.RenderReport()
         async with Streams() as streams:
-            batches = await streams.opened(
-                traces.batches(self.notes) if isinstance(self.notes, grains_pb2.Trace) else self._traced(*self.notes)
-            )
+            if isinstance(self.notes, grains_pb2.Trace):
+                batches: AsyncIterator[grains_pb2.NoteBatch] = await streams.opened(traces.batches(self.notes))
+            else:
+                traced = await streams.opened(self._traced(*self.notes))
+                # There are fewer batches than frames: it never waits for the rendering.
+                ahead = unzipped(traced, 1, bound=self.notes[1].frames)
+                (batches,) = await streams.enter_async_context(ahead)
             rendering = self.grains.render(self.spec, self.library, batches, priority=self.priority)
             async for part in await streams.opened(rendering):
                 if isinstance(part, Block):
                     block = layers.lowered(part)
                     await self.file.write(block)
                     yield layers.raised(block)
+                elif part.version != RENDER_VERSION:
+                    raise _other_version()
                 else:
                     report = part
         await self.file.finish()
         await self.made(report.grains)
 
-    async def _traced(self, path: Path, shape: Shape) -> AsyncGenerator[grains_pb2.NoteBatch, None]:
+    async def _traced(self, path: Path, shape: Shape) -> AsyncGenerator[tuple[grains_pb2.NoteBatch], None]:
         spec = grains_pb2.TraceSpec(sample_rate=shape.sample_rate, channels=shape.channels, frames=shape.frames)
         trace = traces.TraceWriter(shape)
         async with Streams() as streams:
@@ -122,10 +131,15 @@ class NewLayer(Source):
             async for part in await streams.opened(self.grains.trace(spec, stem, priority=self.priority)):
                 if isinstance(part, grains_pb2.NoteBatch):
                     trace.add(part)
-                    yield part
-                elif part.version != TRACE_VERSION:  # while servers are being replaced; it is tried again
-                    raise ConnectionError("the grains engine is of another version")
+                    yield (part,)
+                elif part.version != TRACE_VERSION:
+                    raise _other_version()
         await self.traced(trace.finish())
+
+
+def _other_version() -> ConnectionError:
+    """While servers are being replaced; it is tried again."""
+    return ConnectionError("the grains engine is of another version")
 
 
 class MixStream:
@@ -180,6 +194,7 @@ class MixStream:
         self, spec: mixer_pb2.MixSpec, progress: Callable[[float], Awaitable[None]] | None = None
     ) -> AsyncGenerator[Block, None]:
         read = dict.fromkeys(self._sources, 0.0)
+        self._group(spec)
 
         async def counted(name: str, blocks: AsyncGenerator[Block, None]) -> AsyncGenerator[Block, None]:
             async for block in blocks:
@@ -203,6 +218,13 @@ class MixStream:
                 if isinstance(source, NewLayer) and source.begun:
                     async for _ in inputs[name]:
                         pass
+
+    def _group(self, spec: mixer_pb2.MixSpec) -> None:
+        """Tell the layers that are to be played how many they are: those that are heard in the mix."""
+        inputs = zip(self._sources.values(), placements(spec), strict=True)
+        new = [source for source, placement in inputs if isinstance(source, NewLayer) and placement.needed]
+        for layer in new:
+            layer.spec.group_size = len(new)
 
     def _spec(self, gain: float) -> mixer_pb2.MixSpec:
         config, rate = self._config, self.shape.sample_rate

@@ -15,6 +15,7 @@ from contrafact.v1 import grain_pb2, job_pb2
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
+from servers.grains.library import VERSION
 from servers.media.encode import AudioFormat, Encoder
 from servers.orchestrator.engines.grains import Grains, GrainsError
 from servers.orchestrator.jobs.runner import JobFailure, JobRun
@@ -81,7 +82,7 @@ class StylePipeline:
                     aclosing(stretch(source, start, frames)) as blocks,
                     aclosing(self._grains.build(spec, blocks, priority=run.priority)) as responses,
                 ):
-                    building = _Building(run, spec)
+                    building = Building(run, spec)
                     async for response in responses:
                         if data := await building.take(response):
                             await asyncio.to_thread(file.write, data)
@@ -130,7 +131,7 @@ class _Built:
     clipped: int
 
 
-class _Building:
+class Building:
     """What the grains engine has given so far."""
 
     def __init__(self, run: JobRun, spec: grains_pb2.BuildSpec) -> None:
@@ -165,6 +166,8 @@ class _Building:
                 self._preview.append(samples.astype(np.float32, copy=False))
             case "report":
                 self._report = response.report
+                if self._report.version != VERSION:  # while servers are being replaced; it is tried again
+                    raise ConnectionError("the grains engine is of another version")
         return b""
 
     def built(self, path: Path) -> _Built:

@@ -16,7 +16,7 @@ from servers.orchestrator.jobs.events import AWAY
 from servers.platform import telemetry
 from servers.platform.settings import Settings
 from servers.storage import keys
-from servers.storage.database import Pool, Row
+from servers.storage.database import Pool, Row, exclusive
 from servers.storage.objects import ObjectMissing, ObjectStore
 
 
@@ -98,14 +98,21 @@ class Libraries:
             async with aclosing(self._objects.read(row["object_key"])) as pieces:
                 async for data in pieces:
                     parts.append(data)
-        except ObjectMissing as error:
-            telemetry.log().error("a grain library has no bytes", key=row["object_key"])
-            raise StyleNotReady(f"styles/{style_id}") from error
+        except ObjectMissing:
+            parts = []
         data = b"".join(parts)
         if await _digest(data) != row["content_sha256"]:
-            telemetry.log().error("a grain library is damaged", key=row["object_key"])
+            telemetry.log().error("a grain library is gone or damaged", key=row["object_key"])
+            await self._give_up(row)
             raise StyleNotReady(f"styles/{style_id}")
         return data
+
+    async def _give_up(self, row: Row) -> None:
+        """Let a library that cannot be read be built again."""
+        async with exclusive(self._pool, str(row["id"])) as connection:  # against who publishes it
+            await connection.execute(
+                "DELETE FROM grain_libraries WHERE id = $1 AND object_key = $2", row["id"], row["object_key"]
+            )
 
     async def _keep(self, style_id: UUID, sha256: str, data: bytes) -> None:
         if len(data) > self._most_bytes:

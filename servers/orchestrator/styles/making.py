@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -14,6 +14,7 @@ import grpc
 from contrafact.v1 import grain_pb2, job_pb2, style_pb2
 from google.protobuf import json_format
 
+from servers.grains.library import MAX_SAMPLES
 from servers.media.errors import MediaError
 from servers.media.probe import TrackFacts, probe_isolated
 from servers.orchestrator.api.creation import JobCreator, Subject
@@ -34,6 +35,7 @@ MAX_UPLOADS = 16  # at once in one API server
 MAX_PROBES = 2
 MAX_STORED = 4  # styles being stored at once, each with two connections to the database
 PROBE_SECONDS = 120.0
+PATIENCE_SECONDS = 5.0  # with whoever works on a track's bytes
 
 Requests = AsyncIterator[style_pb2.UploadStyleRequest]
 
@@ -128,11 +130,10 @@ class StyleMaker:
         if rate < LOWEST_RATE:
             message = f"a track of {rate} Hz cannot be cut; {LOWEST_RATE} Hz are needed"
             raise precondition("TRACK_RATE_TOO_LOW", message)
-        self._check_part(wanted.cut, rate, track["frames"], "cut")
+        self._check_part(wanted.cut, rate, track["channels"], track["frames"], "cut")
 
         async def store() -> None:
-            # Against who deletes the track at this moment, and its recording with it.
-            async with self._places, exclusive(self._pool, sha256) as connection, connection.transaction():
+            async with self._held(sha256) as connection, connection.transaction():
                 if not await connection.fetchval("SELECT 1 FROM tracks WHERE id = $1", track["id"]):
                     raise not_found("track", request.track)
                 job = await self._insert(connection, wanted, sha256)
@@ -140,6 +141,20 @@ class StyleMaker:
 
         await to_the_end(store())
         return await self._stored(wanted)
+
+    @asynccontextmanager
+    async def _held(self, sha256: str) -> AsyncIterator[Connection]:
+        """Keep out who would delete a track, and its recording with it."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await held.enter_async_context(self._places)
+                    connection = await held.enter_async_context(exclusive(self._pool, sha256))
+            except TimeoutError as error:
+                message = "something else is being stored of the track; try again"
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise ApiError(code, "TRACK_BUSY", message, retry_after=5) from error
+            yield connection
 
     @asynccontextmanager
     async def _upload(self) -> AsyncIterator[None]:
@@ -155,10 +170,10 @@ class StyleMaker:
     async def _store_upload(self, wanted: _Wanted, received: Received) -> Row:
         new = NewRecording(received.path, received.sha256, received.size, self._probe)
         facts = await self._registrar.examine(new)
-        rate, frames = (facts.sample_rate, facts.frames) if facts else await self._known(new)
+        rate, channels, frames = (facts.sample_rate, facts.channels, facts.frames) if facts else await self._known(new)
         if rate < LOWEST_RATE:
             raise invalid("SAMPLE_RATE_TOO_LOW", f"the sound has {rate} Hz; {LOWEST_RATE} are needed", "chunk")
-        self._check_part(wanted.cut, rate, frames, "spec.cut")
+        self._check_part(wanted.cut, rate, channels, frames, "spec.cut")
 
         async def store() -> None:
             async with self._places:
@@ -170,13 +185,14 @@ class StyleMaker:
         await to_the_end(store())
         return await self._stored(wanted)
 
-    async def _known(self, new: NewRecording) -> tuple[int, int]:
-        """Rate and frames of a recording that somebody has."""
-        row = await self._pool.fetchrow("SELECT sample_rate, frames FROM recordings WHERE sha256 = $1", new.sha256)
+    async def _known(self, new: NewRecording) -> tuple[int, int, int]:
+        """Rate, channels and frames of a recording that somebody has."""
+        query = "SELECT sample_rate, channels, frames FROM recordings WHERE sha256 = $1"
+        row = await self._pool.fetchrow(query, new.sha256)
         if row is not None:
-            return row["sample_rate"], row["frames"]
+            return row["sample_rate"], row["channels"], row["frames"]
         facts = await new.probe(new.path)  # deleted since we looked
-        return facts.sample_rate, facts.frames
+        return facts.sample_rate, facts.channels, facts.frames
 
     async def _probe(self, path: Path) -> TrackFacts:
         try:
@@ -185,13 +201,15 @@ class StyleMaker:
         except MediaError as error:
             raise invalid(error.reason, error.message, "chunk") from error
 
-    def _check_part(self, cut: grain_pb2.Cut, rate: int, frames: int, field: str) -> None:
+    def _check_part(self, cut: grain_pb2.Cut, rate: int, channels: int, frames: int, field: str) -> None:
         _, used = part(cut.start_seconds, cut.seconds, rate, frames)
-        most = self._settings.max_style_seconds
+        most = min(self._settings.max_style_seconds, MAX_SAMPLES // min(2, channels) / rate)
         if used < 1:
             raise invalid("STRETCH_OUTSIDE", "nothing of the sound is there", f"{field}.start_seconds")
         if used > most * rate:
-            message = f"{used / rate:.1f} s are to be cut, and at most {most:g} s can be; name a shorter part"
+            message = (
+                f"{used / rate:.1f} s are to be cut, and at most {most:g} s at {rate} Hz can be; name a shorter part"
+            )
             raise invalid("STYLE_TOO_LONG", message, f"{field}.seconds", limit_seconds=f"{most:g}")
 
     async def _insert(self, connection: Connection, wanted: _Wanted, sha256: str) -> Row | None:

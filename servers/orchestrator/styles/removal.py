@@ -92,19 +92,21 @@ async def lost_libraries(stores: Stores, dry_run: bool) -> list[Finding]:
     )
     for row in rows:
         if not dry_run:
-            await _build_again(stores, row)
+            await build_again(stores.pool, row)  # the dispatcher finds the job
         finding.add([(f"styles/{row['id']}", 0)], removed=not dry_run)
     return [finding]
 
 
-async def _build_again(stores: Stores, row: Row) -> None:
+async def build_again(pool: Pool, row: Row, priority: str = "BACKGROUND") -> Row:
+    """Give a style a new job, which builds its library by the present engine; it is to be dispatched."""
     cut = json_format.ParseDict(row["cut"], grain_pb2.Cut())
     library = library_id(row["sha256"], cut)
     spec = {"style": f"styles/{row['id']}", "cut": row["cut"]}
-    job = NewJob(row["owner"], uuid4(), "STYLE", "BACKGROUND", spec, None, {}, lock=locks.of_style(library))
-    async with stores.pool.acquire() as connection, connection.transaction():
-        made, _ = await JobStore(stores.pool).create(job, connection)  # the dispatcher finds it
+    job = NewJob(row["owner"], uuid4(), "STYLE", priority, spec, None, {}, lock=locks.of_style(library))
+    async with pool.acquire() as connection, connection.transaction():
+        made, _ = await JobStore(pool).create(job, connection)
         await connection.execute("UPDATE styles SET job_id = $2 WHERE id = $1", row["id"], made["id"])
         await connection.execute(
             "UPDATE styles SET library_id = $2 WHERE library_id = $1 AND library_id <> $2", row["library_id"], library
         )
+    return made

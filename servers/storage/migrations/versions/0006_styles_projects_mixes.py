@@ -102,6 +102,7 @@ CREATE TABLE traces (
     sha256     text NOT NULL REFERENCES recordings ON DELETE CASCADE,
     model      text NOT NULL,                  -- with version, as in htdemucs-1
     stem       text NOT NULL,
+    content_sha256 text NOT NULL,              -- of the stem's file that was listened to
     version    integer NOT NULL,               -- of the grains engine's measurements
     notes      bytea NOT NULL,                 -- protobuf Trace, compressed
     created_at timestamptz NOT NULL DEFAULT now(),

@@ -556,7 +556,9 @@ class MixConfig(_message.Message):
     channels: _builtins.int
     """Channels, 1 or 2; 0: as the track has, at most 2."""
     sample_rate: _builtins.int
-    """Frames per second, in Hz, 8,000 to 192,000; 0: as the track has, at most 192,000."""
+    """Frames per second, in Hz, 8,000 to 192,000; 0: as the track has, at most 192,000. FLAC has those above 65,535 only if
+    they are multiples of 10.
+    """
     @_builtins.property
     def drums(self) -> Global___StemPart:
         """The drums."""

@@ -145,7 +145,7 @@ class Mix(_message.Message):
 
     @_builtins.property
     def artifact(self) -> _artifact_pb2.Artifact:
-        """The bytes of its newest finished rendering; not given: there is none yet."""
+        """The bytes of its newest finished rendering; not given: there is none yet. URLs of it end with the next rendering."""
 
     @_builtins.property
     def report(self) -> Global___MixReport:

@@ -80,8 +80,9 @@ class MixServiceServicer:
         """Creates a mix and a job that renders it.
 
         FAILED_PRECONDITION with reason PROJECT_NOT_READY (which tells its state) or STYLE_NOT_READY, unless it is to wait
-        for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if nothing would be heard;
-        TRACK_RATE_TOO_LOW (8 kHz are needed). NOT_FOUND for a style that does not exist.
+        for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if no stem is enabled and louder
+        than nothing (one whose offset puts it outside the mix counts, and is silence); TRACK_RATE_TOO_LOW (8 kHz are
+        needed). NOT_FOUND for a style that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +104,8 @@ class MixServiceServicer:
 
     def UpdateMix(self, request, context):
         """Changes how a mix is made and creates a job that renders it anew; that of the revision before, if it has not ended,
-        is cancelled. Errors as of CreateMix, and ABORTED with reason MIX_CHANGED if it is not of the revision named.
+        is cancelled. Errors as of CreateMix, but that a style which was deleted may stay with a stem that is not heard; and
+        ABORTED with reason MIX_CHANGED if it is not of the revision named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +120,7 @@ class MixServiceServicer:
 
     def DownloadMix(self, request, context):
         """Streams the bytes of the newest finished rendering of a mix, from any offset. FAILED_PRECONDITION with reason
-        MIX_NOT_READY if there is none.
+        MIX_NOT_READY if there is none; ABORTED with reason MIX_CHANGED if a newer one replaces it before it is read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +132,7 @@ class MixServiceServicer:
         listeners get every byte.
 
         When the job ends without the mix, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED; the latter, too,
-        when the mix was changed.
+        when the mix was changed. ABORTED with reason MIX_CHANGED when a newer rendering has replaced it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

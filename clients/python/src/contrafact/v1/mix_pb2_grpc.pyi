@@ -37,8 +37,9 @@ class MixServiceStub:
     """Creates a mix and a job that renders it.
 
     FAILED_PRECONDITION with reason PROJECT_NOT_READY (which tells its state) or STYLE_NOT_READY, unless it is to wait
-    for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if nothing would be heard;
-    TRACK_RATE_TOO_LOW (8 kHz are needed). NOT_FOUND for a style that does not exist.
+    for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if no stem is enabled and louder
+    than nothing (one whose offset puts it outside the mix counts, and is silence); TRACK_RATE_TOO_LOW (8 kHz are
+    needed). NOT_FOUND for a style that does not exist.
     """
     GetMix: _grpc.UnaryUnaryMultiCallable[_mix_pb2.GetMixRequest, _mix_pb2.GetMixResponse]
     """Gets one mix."""
@@ -46,13 +47,14 @@ class MixServiceStub:
     """Lists the caller's mixes, newest first."""
     UpdateMix: _grpc.UnaryUnaryMultiCallable[_mix_pb2.UpdateMixRequest, _mix_pb2.UpdateMixResponse]
     """Changes how a mix is made and creates a job that renders it anew; that of the revision before, if it has not ended,
-    is cancelled. Errors as of CreateMix, and ABORTED with reason MIX_CHANGED if it is not of the revision named.
+    is cancelled. Errors as of CreateMix, but that a style which was deleted may stay with a stem that is not heard; and
+    ABORTED with reason MIX_CHANGED if it is not of the revision named.
     """
     DeleteMix: _grpc.UnaryUnaryMultiCallable[_mix_pb2.DeleteMixRequest, _mix_pb2.DeleteMixResponse]
     """Deletes a mix and its bytes, and cancels its job."""
     DownloadMix: _grpc.UnaryStreamMultiCallable[_mix_pb2.DownloadMixRequest, _mix_pb2.DownloadMixResponse]
     """Streams the bytes of the newest finished rendering of a mix, from any offset. FAILED_PRECONDITION with reason
-    MIX_NOT_READY if there is none.
+    MIX_NOT_READY if there is none; ABORTED with reason MIX_CHANGED if a newer one replaces it before it is read.
     """
     StreamMix: _grpc.UnaryStreamMultiCallable[_mix_pb2.StreamMixRequest, _mix_pb2.StreamMixResponse]
     """Streams a rendering while it is being made: the very bytes of the finished file, as soon as each is known: within a
@@ -60,7 +62,7 @@ class MixServiceStub:
     listeners get every byte.
 
     When the job ends without the mix, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED; the latter, too,
-    when the mix was changed.
+    when the mix was changed. ABORTED with reason MIX_CHANGED when a newer rendering has replaced it.
     """
 
 @_typing.type_check_only
@@ -72,8 +74,9 @@ class MixServiceAsyncStub(MixServiceStub):
     """Creates a mix and a job that renders it.
 
     FAILED_PRECONDITION with reason PROJECT_NOT_READY (which tells its state) or STYLE_NOT_READY, unless it is to wait
-    for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if nothing would be heard;
-    TRACK_RATE_TOO_LOW (8 kHz are needed). NOT_FOUND for a style that does not exist.
+    for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if no stem is enabled and louder
+    than nothing (one whose offset puts it outside the mix counts, and is silence); TRACK_RATE_TOO_LOW (8 kHz are
+    needed). NOT_FOUND for a style that does not exist.
     """
     GetMix: _aio.UnaryUnaryMultiCallable[_mix_pb2.GetMixRequest, _mix_pb2.GetMixResponse]  # type: ignore[assignment]
     """Gets one mix."""
@@ -81,13 +84,14 @@ class MixServiceAsyncStub(MixServiceStub):
     """Lists the caller's mixes, newest first."""
     UpdateMix: _aio.UnaryUnaryMultiCallable[_mix_pb2.UpdateMixRequest, _mix_pb2.UpdateMixResponse]  # type: ignore[assignment]
     """Changes how a mix is made and creates a job that renders it anew; that of the revision before, if it has not ended,
-    is cancelled. Errors as of CreateMix, and ABORTED with reason MIX_CHANGED if it is not of the revision named.
+    is cancelled. Errors as of CreateMix, but that a style which was deleted may stay with a stem that is not heard; and
+    ABORTED with reason MIX_CHANGED if it is not of the revision named.
     """
     DeleteMix: _aio.UnaryUnaryMultiCallable[_mix_pb2.DeleteMixRequest, _mix_pb2.DeleteMixResponse]  # type: ignore[assignment]
     """Deletes a mix and its bytes, and cancels its job."""
     DownloadMix: _aio.UnaryStreamMultiCallable[_mix_pb2.DownloadMixRequest, _mix_pb2.DownloadMixResponse]  # type: ignore[assignment]
     """Streams the bytes of the newest finished rendering of a mix, from any offset. FAILED_PRECONDITION with reason
-    MIX_NOT_READY if there is none.
+    MIX_NOT_READY if there is none; ABORTED with reason MIX_CHANGED if a newer one replaces it before it is read.
     """
     StreamMix: _aio.UnaryStreamMultiCallable[_mix_pb2.StreamMixRequest, _mix_pb2.StreamMixResponse]  # type: ignore[assignment]
     """Streams a rendering while it is being made: the very bytes of the finished file, as soon as each is known: within a
@@ -95,7 +99,7 @@ class MixServiceAsyncStub(MixServiceStub):
     listeners get every byte.
 
     When the job ends without the mix, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED; the latter, too,
-    when the mix was changed.
+    when the mix was changed. ABORTED with reason MIX_CHANGED when a newer rendering has replaced it.
     """
 
 class MixServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -110,8 +114,9 @@ class MixServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a mix and a job that renders it.
 
         FAILED_PRECONDITION with reason PROJECT_NOT_READY (which tells its state) or STYLE_NOT_READY, unless it is to wait
-        for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if nothing would be heard;
-        TRACK_RATE_TOO_LOW (8 kHz are needed). NOT_FOUND for a style that does not exist.
+        for them; PROJECT_FAILED or STYLE_FAILED when that would be in vain; NOTHING_TO_MIX if no stem is enabled and louder
+        than nothing (one whose offset puts it outside the mix counts, and is silence); TRACK_RATE_TOO_LOW (8 kHz are
+        needed). NOT_FOUND for a style that does not exist.
         """
 
     @_abc_1.abstractmethod
@@ -137,7 +142,8 @@ class MixServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mix_pb2.UpdateMixResponse, _abc.Awaitable[_mix_pb2.UpdateMixResponse]]:
         """Changes how a mix is made and creates a job that renders it anew; that of the revision before, if it has not ended,
-        is cancelled. Errors as of CreateMix, and ABORTED with reason MIX_CHANGED if it is not of the revision named.
+        is cancelled. Errors as of CreateMix, but that a style which was deleted may stay with a stem that is not heard; and
+        ABORTED with reason MIX_CHANGED if it is not of the revision named.
         """
 
     @_abc_1.abstractmethod
@@ -155,7 +161,7 @@ class MixServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mix_pb2.DownloadMixResponse], _abc.AsyncIterator[_mix_pb2.DownloadMixResponse]]:
         """Streams the bytes of the newest finished rendering of a mix, from any offset. FAILED_PRECONDITION with reason
-        MIX_NOT_READY if there is none.
+        MIX_NOT_READY if there is none; ABORTED with reason MIX_CHANGED if a newer one replaces it before it is read.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +175,7 @@ class MixServiceServicer(metaclass=_abc_1.ABCMeta):
         listeners get every byte.
 
         When the job ends without the mix, FAILED_PRECONDITION with reason JOB_FAILED or JOB_CANCELLED; the latter, too,
-        when the mix was changed.
+        when the mix was changed. ABORTED with reason MIX_CHANGED when a newer rendering has replaced it.
         """
 
 def add_MixServiceServicer_to_server(servicer: MixServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

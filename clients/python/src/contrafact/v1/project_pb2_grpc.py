@@ -73,6 +73,7 @@ class ProjectServiceServicer:
 
     def CreateProject(self, request, context):
         """Creates a project: has its track separated and analysed, as far as that was not done before.
+        FAILED_PRECONDITION with reason TRACK_RATE_TOO_LOW if the track has less than 8 kHz.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,9 @@ class ProjectServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProjectServiceAsyncStub: ...
     CreateProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.CreateProjectResponse]
-    """Creates a project: has its track separated and analysed, as far as that was not done before."""
+    """Creates a project: has its track separated and analysed, as far as that was not done before.
+    FAILED_PRECONDITION with reason TRACK_RATE_TOO_LOW if the track has less than 8 kHz.
+    """
     GetProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]
     """Gets one project."""
     ListProjects: _grpc.UnaryUnaryMultiCallable[_project_pb2.ListProjectsRequest, _project_pb2.ListProjectsResponse]
@@ -52,7 +54,9 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateProject: _aio.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.CreateProjectResponse]  # type: ignore[assignment]
-    """Creates a project: has its track separated and analysed, as far as that was not done before."""
+    """Creates a project: has its track separated and analysed, as far as that was not done before.
+    FAILED_PRECONDITION with reason TRACK_RATE_TOO_LOW if the track has less than 8 kHz.
+    """
     GetProject: _aio.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]  # type: ignore[assignment]
     """Gets one project."""
     ListProjects: _aio.UnaryUnaryMultiCallable[_project_pb2.ListProjectsRequest, _project_pb2.ListProjectsResponse]  # type: ignore[assignment]
@@ -73,7 +77,9 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _project_pb2.CreateProjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.CreateProjectResponse, _abc.Awaitable[_project_pb2.CreateProjectResponse]]:
-        """Creates a project: has its track separated and analysed, as far as that was not done before."""
+        """Creates a project: has its track separated and analysed, as far as that was not done before.
+        FAILED_PRECONDITION with reason TRACK_RATE_TOO_LOW if the track has less than 8 kHz.
+        """
 
     @_abc_1.abstractmethod
     def GetProject(

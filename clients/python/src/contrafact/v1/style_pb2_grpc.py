@@ -91,7 +91,8 @@ class StyleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateStyle(self, request, context):
-        """Makes a style of a track, or of a part of it.
+        """Makes a style of a track, or of a part of it. RESOURCE_EXHAUSTED with reason TRACK_BUSY while something else is being
+        stored of the track.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

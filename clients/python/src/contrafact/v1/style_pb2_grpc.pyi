@@ -39,7 +39,9 @@ class StyleServiceStub:
     STYLE_TOO_LONG.
     """
     CreateStyle: _grpc.UnaryUnaryMultiCallable[_style_pb2.CreateStyleRequest, _style_pb2.CreateStyleResponse]
-    """Makes a style of a track, or of a part of it."""
+    """Makes a style of a track, or of a part of it. RESOURCE_EXHAUSTED with reason TRACK_BUSY while something else is being
+    stored of the track.
+    """
     GetStyle: _grpc.UnaryUnaryMultiCallable[_style_pb2.GetStyleRequest, _style_pb2.GetStyleResponse]
     """Gets one style."""
     ListStyles: _grpc.UnaryUnaryMultiCallable[_style_pb2.ListStylesRequest, _style_pb2.ListStylesResponse]
@@ -70,7 +72,9 @@ class StyleServiceAsyncStub(StyleServiceStub):
     STYLE_TOO_LONG.
     """
     CreateStyle: _aio.UnaryUnaryMultiCallable[_style_pb2.CreateStyleRequest, _style_pb2.CreateStyleResponse]  # type: ignore[assignment]
-    """Makes a style of a track, or of a part of it."""
+    """Makes a style of a track, or of a part of it. RESOURCE_EXHAUSTED with reason TRACK_BUSY while something else is being
+    stored of the track.
+    """
     GetStyle: _aio.UnaryUnaryMultiCallable[_style_pb2.GetStyleRequest, _style_pb2.GetStyleResponse]  # type: ignore[assignment]
     """Gets one style."""
     ListStyles: _aio.UnaryUnaryMultiCallable[_style_pb2.ListStylesRequest, _style_pb2.ListStylesResponse]  # type: ignore[assignment]
@@ -110,7 +114,9 @@ class StyleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _style_pb2.CreateStyleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_style_pb2.CreateStyleResponse, _abc.Awaitable[_style_pb2.CreateStyleResponse]]:
-        """Makes a style of a track, or of a part of it."""
+        """Makes a style of a track, or of a part of it. RESOURCE_EXHAUSTED with reason TRACK_BUSY while something else is being
+        stored of the track.
+        """
 
     @_abc_1.abstractmethod
     def GetStyle(

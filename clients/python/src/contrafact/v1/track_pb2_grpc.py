@@ -177,7 +177,7 @@ class TrackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateDownloadUrl(self, request, context):
-        """Gives a URL from which the bytes can be fetched by HTTP GET for a while.
+        """Gives a URL from which the bytes can be fetched by HTTP GET for a while; those of a mix, until it is rendered anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,7 @@ class TrackServiceStub:
     DownloadTrack: _grpc.UnaryStreamMultiCallable[_track_pb2.DownloadTrackRequest, _track_pb2.DownloadTrackResponse]
     """Streams the bytes of a track as they were uploaded, from any offset."""
     CreateDownloadUrl: _grpc.UnaryUnaryMultiCallable[_track_pb2.CreateDownloadUrlRequest, _track_pb2.CreateDownloadUrlResponse]
-    """Gives a URL from which the bytes can be fetched by HTTP GET for a while."""
+    """Gives a URL from which the bytes can be fetched by HTTP GET for a while; those of a mix, until it is rendered anew."""
 
 @_typing.type_check_only
 class TrackServiceAsyncStub(TrackServiceStub):
@@ -100,7 +100,7 @@ class TrackServiceAsyncStub(TrackServiceStub):
     DownloadTrack: _aio.UnaryStreamMultiCallable[_track_pb2.DownloadTrackRequest, _track_pb2.DownloadTrackResponse]  # type: ignore[assignment]
     """Streams the bytes of a track as they were uploaded, from any offset."""
     CreateDownloadUrl: _aio.UnaryUnaryMultiCallable[_track_pb2.CreateDownloadUrlRequest, _track_pb2.CreateDownloadUrlResponse]  # type: ignore[assignment]
-    """Gives a URL from which the bytes can be fetched by HTTP GET for a while."""
+    """Gives a URL from which the bytes can be fetched by HTTP GET for a while; those of a mix, until it is rendered anew."""
 
 class TrackServiceServicer(metaclass=_abc_1.ABCMeta):
     """Recordings: upload, look up, download, delete.
@@ -200,6 +200,6 @@ class TrackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _track_pb2.CreateDownloadUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_track_pb2.CreateDownloadUrlResponse, _abc.Awaitable[_track_pb2.CreateDownloadUrlResponse]]:
-        """Gives a URL from which the bytes can be fetched by HTTP GET for a while."""
+        """Gives a URL from which the bytes can be fetched by HTTP GET for a while; those of a mix, until it is rendered anew."""
 
 def add_TrackServiceServicer_to_server(servicer: TrackServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

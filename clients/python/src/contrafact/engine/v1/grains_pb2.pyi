@@ -627,6 +627,8 @@ class RenderSpec(_message.Message):
     LIBRARY_BYTES_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
     sample_rate: _builtins.int
     """Frames per second of the positions of notes and of the audio, in Hz. Grains of another rate are resampled."""
     channels: _builtins.int
@@ -639,6 +641,12 @@ class RenderSpec(_message.Message):
     """Size of the library in bytes."""
     priority: _builtins.int
     """1: a person waits; 2, and the default: nobody does."""
+    group: _builtins.str
+    """Renderings that wait for one another have one group. Its first is admitted only if there is room for all of it, which
+    is kept for the others until the last that is under way has ended. Empty: this one is by itself.
+    """
+    group_size: _builtins.int
+    """How many renderings the group has at once; 0: this one is by itself."""
     @_builtins.property
     def settings(self) -> _grain_pb2.GrainSettings:
         """How it is played."""
@@ -653,10 +661,12 @@ class RenderSpec(_message.Message):
         library_bytes: _builtins.int = ...,
         settings: _grain_pb2.GrainSettings | None = ...,
         priority: _builtins.int = ...,
+        group: _builtins.str = ...,
+        group_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "frames", b"frames", "library_bytes", b"library_bytes", "library_sha256", b"library_sha256", "priority", b"priority", "sample_rate", b"sample_rate", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "frames", b"frames", "group", b"group", "group_size", b"group_size", "library_bytes", b"library_bytes", "library_sha256", b"library_sha256", "priority", b"priority", "sample_rate", b"sample_rate", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,22 +741,26 @@ class RenderReport(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     GRAINS_FIELD_NUMBER: _builtins.int
     DIFFERENT_GRAINS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     notes: _builtins.int
     """Notes that came."""
     grains: _builtins.int
     """Grains that were played."""
     different_grains: _builtins.int
     """How many different ones."""
+    version: _builtins.int
+    """Of how notes are played: renderings of different versions may differ."""
     def __init__(
         self,
         *,
         notes: _builtins.int = ...,
         grains: _builtins.int = ...,
         different_grains: _builtins.int = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["different_grains", b"different_grains", "grains", b"grains", "notes", b"notes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["different_grains", b"different_grains", "grains", b"grains", "notes", b"notes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

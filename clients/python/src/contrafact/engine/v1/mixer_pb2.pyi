@@ -284,7 +284,7 @@ class MixResponse(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def block(self) -> Global___MixedBlock:
-        """Some audio of the mix."""
+        """Some audio of the mix. First and once without samples: the server took the mix on."""
 
     @_builtins.property
     def report(self) -> Global___MixReport:

@@ -44,7 +44,7 @@ class MixerServiceStub:
     reference of one that is heard; or if it lies outside the mix. What lies beyond the end of the mix need not be
     sent, either (of another rate: what lies more than a second beyond it). If it is sent, it is checked and dropped.
 
-    The server answers with the mix in order, each part as soon as half a second of it is known (with loudness
+    The server first says by an empty block that it took the mix on. It answers with the mix in order, each part as soon as half a second of it is known (with loudness
     matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What comes out does not depend on
     how the inputs were cut into blocks. Read while writing: who does not read the mix is not read from.
 
@@ -74,7 +74,7 @@ class MixerServiceAsyncStub(MixerServiceStub):
     reference of one that is heard; or if it lies outside the mix. What lies beyond the end of the mix need not be
     sent, either (of another rate: what lies more than a second beyond it). If it is sent, it is checked and dropped.
 
-    The server answers with the mix in order, each part as soon as half a second of it is known (with loudness
+    The server first says by an empty block that it took the mix on. It answers with the mix in order, each part as soon as half a second of it is known (with loudness
     matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What comes out does not depend on
     how the inputs were cut into blocks. Read while writing: who does not read the mix is not read from.
 
@@ -107,7 +107,7 @@ class MixerServiceServicer(metaclass=_abc_1.ABCMeta):
         reference of one that is heard; or if it lies outside the mix. What lies beyond the end of the mix need not be
         sent, either (of another rate: what lies more than a second beyond it). If it is sent, it is checked and dropped.
 
-        The server answers with the mix in order, each part as soon as half a second of it is known (with loudness
+        The server first says by an empty block that it took the mix on. It answers with the mix in order, each part as soon as half a second of it is known (with loudness
         matching, which looks 2 s ahead, and the limiter, 7 ms), and last with a report. What comes out does not depend on
         how the inputs were cut into blocks. Read while writing: who does not read the mix is not read from.
 
