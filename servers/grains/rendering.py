@@ -19,7 +19,7 @@ from servers.grains.voice import INAUDIBLE, POWER_SECONDS, Voices, cents_between
 
 Samples = NDArray[np.float32]
 
-RENDER_VERSION = 2
+RENDER_VERSION = 1
 """Of what notes and a library sound like: it counts up with every change that a stored layer would differ by."""
 
 
