@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         ge=6,
         le=32,
         description="Renderings of one worker at once, and as many other calls; the grains engine takes 24 and 32 of "
-        "all workers, and refuses more. Those of a mix go on together or not at all: one engine for each two workers.",
+        "all workers, and the others wait. A mix may need three of each.",
     )
     grains_wait_seconds: float = Field(
         600.0, gt=0, description="For so long a job waits for room in the grains engine before its attempt is given up."

@@ -252,7 +252,7 @@ async def test_cancelling_stops_the_work(grains: GrainsProcess, channel: grpc.ai
     for request in audio_requests(BuildRequest, spec_of(samples, BuildSpec), samples):
         await call.write(request)
     call.cancel()
-    assert await eventually(lambda: nothing_is_held(grains), 60)  # librosa may be loading
+    assert await eventually(lambda: nothing_is_held(grains), 60)
 
 
 async def test_a_build_waits_for_others(grains: GrainsProcess, channel: grpc.aio.Channel) -> None:
