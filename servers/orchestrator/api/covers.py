@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from contrafact.v1 import audio_pb2, cover_pb2, cover_pb2_grpc, job_pb2
 from google.protobuf import json_format
 
 from servers.orchestrator.api.creation import JobCreator, Subject, complete
-from servers.orchestrator.api.jobs import find_job
-from servers.orchestrator.api.live import SILENCE_SECONDS, ended_without, maker, read_growing
+from servers.orchestrator.api.live import Live
 from servers.orchestrator.api.resources import (
     find_track,
     page_limit,
@@ -21,12 +21,12 @@ from servers.orchestrator.api.resources import (
 from servers.orchestrator.api.voices import check_conversion, find_voice
 from servers.orchestrator.jobs import locks, messages
 from servers.orchestrator.jobs.hub import EventHub
-from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
+from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.pipelines.covers import cover_id
 from servers.orchestrator.voices.parameters import completed, completed_mix
 from servers.orchestrator.voices.pool import PoolReports
 from servers.orchestrator.voices.store import VoiceStore
-from servers.platform.errors import invalid, not_found, precondition
+from servers.platform.errors import ApiError, not_found, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
 from servers.platform.settings import Settings
@@ -66,7 +66,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
         self._objects = objects
         self._store = store
         self._creator = creator
-        self._hub = hub
+        self._live = Live(pool, objects, store, hub)
         self._voices = voices
         self._reports = reports
         self._settings = settings
@@ -142,31 +142,16 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
     async def StreamCover(
         self, request: cover_pb2.StreamCoverRequest, context: Context
     ) -> AsyncIterator[cover_pb2.StreamCoverResponse]:
-        job = await find_job(self._store, request.job)
-        if job["kind"] != "COVER":
-            raise invalid("NOT_A_COVER", "the job does not make a cover", "job")
-        offset = request.offset
-        async with self._hub.listen(job["id"]) as listener:
-            while True:
-                # In this order: a cover that is stored between the two look-ups is found by the next round.
-                job = await find_job(self._store, request.job)
-                for row in await self._store.covers([job["id"]]):
-                    async for part in self._stored(row, offset):
-                        yield cover_pb2.StreamCoverResponse(chunk=part)
-                    yield cover_pb2.StreamCoverResponse(end=messages.artifact(row, ""), frames_ready=row["frames"])
-                    return
-                said_anything = False
-                source = await maker(self._store, job)
-                async for part, ready in read_growing(self._pool, self._objects, source, "cover", offset):
-                    said_anything = True
-                    offset += len(part.data)
+        async def gone(job: Row) -> ApiError:
+            return not_found("cover", request.job)
+
+        following = self._live.follow(request.job, "COVER", request.offset, self._store.covers, self._stored, gone)
+        async with aclosing(following) as parts:
+            async for part, ready in parts:
+                if isinstance(part, audio_pb2.DataChunk):
                     yield cover_pb2.StreamCoverResponse(chunk=part, frames_ready=ready)
-                if job["state"] == "SUCCEEDED":
-                    raise not_found("cover", request.job)  # it was deleted since
-                if job["state"] in FINAL_STATES:
-                    raise ended_without(job, "the cover")
-                if not said_anything:
-                    await listener.wait(SILENCE_SECONDS)
+                else:
+                    yield cover_pb2.StreamCoverResponse(end=messages.artifact(part, ""), frames_ready=ready)
 
     def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
         name = f"covers/{row['id']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID, uuid4, uuid5
 
@@ -12,13 +13,12 @@ from contrafact.v1 import audio_pb2, job_pb2, mix_pb2, mix_pb2_grpc, project_pb2
 from google.protobuf import json_format
 
 from servers.orchestrator.api.creation import JobCreator, Subject
-from servers.orchestrator.api.jobs import find_job
-from servers.orchestrator.api.live import SILENCE_SECONDS, ended_without, read_growing
+from servers.orchestrator.api.live import Live
 from servers.orchestrator.api.projects import find_project
 from servers.orchestrator.api.resources import page_limit, read_chunks, read_time_token, resource_id, write_token
 from servers.orchestrator.jobs import locks, messages
 from servers.orchestrator.jobs.hub import EventHub
-from servers.orchestrator.jobs.store import FINAL_STATES, JobStore
+from servers.orchestrator.jobs.store import JobStore
 from servers.orchestrator.jobs.views import JobViews
 from servers.orchestrator.mixes.config import STYLED, changed, completed, heard, part
 from servers.orchestrator.mixes.store import MixStore, mix, remove_objects
@@ -27,7 +27,7 @@ from servers.orchestrator.projects.store import ProjectStore
 from servers.orchestrator.styles.removal import build_again
 from servers.orchestrator.styles.store import StyleStore
 from servers.orchestrator.tracks.register import clean_name
-from servers.platform.errors import ApiError, invalid, not_found, precondition
+from servers.platform.errors import ApiError, not_found, precondition
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context, validate
 from servers.platform.tasks import to_the_end
@@ -72,7 +72,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
         self._store = store
         self._views = views
         self._creator = creator
-        self._hub = hub
+        self._live = Live(pool, objects, store, hub)
         self._projects = projects
         self._mixes = MixStore(pool, objects)
         self._styles = StyleStore(pool)
@@ -216,30 +216,16 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
     async def StreamMix(
         self, request: mix_pb2.StreamMixRequest, context: Context
     ) -> AsyncIterator[mix_pb2.StreamMixResponse]:
-        job = await find_job(self._store, request.job)
-        if job["kind"] != "MIX":
-            raise invalid("NOT_A_MIX", "the job does not render a mix", "job")
-        offset = request.offset
-        async with self._hub.listen(job["id"]) as listener:
-            while True:
-                # In this order: a mix that is stored between the two look-ups is found by the next round.
-                job = await find_job(self._store, request.job)
-                for row in await self._store.mixes([job["id"]]):
-                    async for chunk in self._stored(row, offset):
-                        yield mix_pb2.StreamMixResponse(chunk=chunk)
-                    yield mix_pb2.StreamMixResponse(end=messages.artifact(row, ""), frames_ready=row["frames"])
-                    return
-                said_anything = False
-                async for chunk, ready in read_growing(self._pool, self._objects, job, "mix", offset):
-                    said_anything = True
-                    offset += len(chunk.data)
-                    yield mix_pb2.StreamMixResponse(chunk=chunk, frames_ready=ready)
-                if job["state"] == "SUCCEEDED":  # it was deleted, or changed and rendered anew, since
-                    raise _changed(await find_mix(self._mixes, job["spec"]["mix"]))
-                if job["state"] in FINAL_STATES:
-                    raise ended_without(job, "the mix")
-                if not said_anything:
-                    await listener.wait(SILENCE_SECONDS)
+        async def gone(job: Row) -> ApiError:  # or the mix was changed, and rendered anew, since
+            return _changed(await find_mix(self._mixes, job["spec"]["mix"]))
+
+        following = self._live.follow(request.job, "MIX", request.offset, self._store.mixes, self._stored, gone)
+        async with aclosing(following) as parts:
+            async for part, ready in parts:
+                if isinstance(part, audio_pb2.DataChunk):
+                    yield mix_pb2.StreamMixResponse(chunk=part, frames_ready=ready)
+                else:
+                    yield mix_pb2.StreamMixResponse(end=messages.artifact(part, ""), frames_ready=ready)
 
     async def _stored(self, row: Row, offset: int) -> AsyncIterator[audio_pb2.DataChunk]:
         name = f"mixes/{row['id']}"
