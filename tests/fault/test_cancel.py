@@ -178,13 +178,15 @@ async def test_while_it_is_converted(
 
 
 async def test_while_it_is_mixed(system: System, tmp_path: Path, fault_settings: Settings) -> None:
-    track, other = [await upload(system.client, tmp_path, SHORT) for _ in range(2)]
+    """By a mixer that does nothing any more."""
+    track = await upload(system.client, tmp_path, LONG)
     async with shelf(fault_settings) as voice:
         name = await voice(gain=0.5)
-    await (await system.client.cover(other, name, **PLAIN)).wait()  # the worker is connected to the mixer
+    job = await system.client.cover(track, name, **PLAIN)
+    async for event in job.watch():  # the first piece of the cover, most of which is still to be separated
+        if event.HasField("piece") and not event.piece.stem:
+            break
     async with stopped(system.stack, "mixer"):
-        job = await system.client.cover(track, name, **PLAIN)
-        await in_stage(job, "MIX")
         began = await cancelled(job, "MIX")
     await all_free(system, began)
     await (await system.client.cover(track, name, **PLAIN)).wait()
