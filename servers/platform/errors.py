@@ -89,3 +89,8 @@ def not_found(what: str, name: str) -> ApiError:
 def precondition(reason: str, message: str, **metadata: str) -> ApiError:
     """FAILED_PRECONDITION: the same call may work once something else has changed."""
     return ApiError(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=metadata)
+
+
+def request_id_reused(message: str, field: str = "request_id") -> ApiError:
+    """ALREADY_EXISTS: the same request_id has asked for something else before."""
+    return ApiError(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", message, fields=[(field, "already used")])

@@ -16,7 +16,7 @@ from servers.orchestrator.api.resources import (
     read_chunks,
     read_time_token,
     resource_id,
-    write_token,
+    time_page,
 )
 from servers.orchestrator.api.voices import check_conversion, find_voice
 from servers.orchestrator.jobs import locks, messages
@@ -113,10 +113,7 @@ class CoverService(cover_pb2_grpc.CoverServiceServicer):
             resource_id("voice", request.voice) if request.voice else None,
             limit + 1,
         )
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return cover_pb2.ListCoversResponse(covers=map(_cover, rows), next_page_token=token)
 
     async def DeleteCover(

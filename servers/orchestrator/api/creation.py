@@ -20,7 +20,7 @@ from servers.orchestrator.jobs.queue import JobQueue, QueueUnavailable
 from servers.orchestrator.jobs.store import JobStore, NewJob
 from servers.orchestrator.jobs.views import JobViews
 from servers.platform import telemetry
-from servers.platform.errors import ApiError, invalid
+from servers.platform.errors import ApiError, invalid, request_id_reused
 from servers.platform.identity import principal
 from servers.platform.settings import Settings
 from servers.storage.database import Connection, Row
@@ -53,12 +53,7 @@ def _wanted(kind: str, spec: Message, priority: job_pb2.Priority.ValueType) -> t
 def _check_same(row: Row, wanted: tuple[str, str, dict[str, Any]]) -> None:
     """ALREADY_EXISTS if the job of a request is not what it wants now."""
     if (row["kind"], row["priority"], row["spec"]) != wanted:
-        raise ApiError(
-            grpc.StatusCode.ALREADY_EXISTS,
-            "REQUEST_ID_REUSED",
-            "this request_id made a job with another specification",
-            fields=[("request_id", "already used")],
-        )
+        raise request_id_reused("this request_id made a job with another specification")
 
 
 def _new(request_id: UUID, wanted: tuple[str, str, dict[str, Any]], about: Subject) -> NewJob:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from contrafact.v1 import job_pb2, job_pb2_grpc
 
-from servers.orchestrator.api.resources import page_limit, read_time_token, resource_id, write_token
+from servers.orchestrator.api.resources import page_limit, read_time_token, resource_id, time_page
 from servers.orchestrator.jobs.events import BEGINNING, JobEvents
 from servers.orchestrator.jobs.hub import EventHub
 from servers.orchestrator.jobs.store import JobStore
@@ -48,10 +48,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             [job_pb2.JobState.Name(state).removeprefix("JOB_STATE_") for state in request.states],
             resource_id("track", request.track) if request.track else None,
         )
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return job_pb2.ListJobsResponse(jobs=await self._views.jobs(rows), next_page_token=token)
 
     async def WatchJob(

@@ -15,7 +15,13 @@ from google.protobuf import json_format
 from servers.orchestrator.api.creation import JobCreator, Subject
 from servers.orchestrator.api.live import Live
 from servers.orchestrator.api.projects import find_project
-from servers.orchestrator.api.resources import page_limit, read_chunks, read_time_token, resource_id, write_token
+from servers.orchestrator.api.resources import (
+    page_limit,
+    read_chunks,
+    read_time_token,
+    resource_id,
+    time_page,
+)
 from servers.orchestrator.jobs import locks, messages
 from servers.orchestrator.jobs.hub import EventHub
 from servers.orchestrator.jobs.store import JobStore
@@ -27,7 +33,7 @@ from servers.orchestrator.projects.store import ProjectStore
 from servers.orchestrator.styles.removal import build_again
 from servers.orchestrator.styles.store import StyleStore
 from servers.orchestrator.tracks.register import clean_name
-from servers.platform.errors import ApiError, not_found, precondition
+from servers.platform.errors import ApiError, not_found, precondition, request_id_reused
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context, validate
 from servers.platform.tasks import to_the_end
@@ -94,7 +100,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
             if row is None:
                 raise not_found("project", request.project)  # it was deleted at once
         if row["project_id"] != resource_id("project", request.project):
-            raise _reused("this request_id made a mix of another project")
+            raise request_id_reused("this request_id made a mix of another project")
         return mix_pb2.CreateMixResponse(mix=mix(row), job=await self._job(row["latest_job"]))
 
     async def _create(
@@ -146,10 +152,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
             read_time_token(request.page_token),
             resource_id("project", request.project) if request.project else None,
         )
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return mix_pb2.ListMixesResponse(mixes=map(mix, rows), next_page_token=token)
 
     async def UpdateMix(self, request: mix_pb2.UpdateMixRequest, context: Context) -> mix_pb2.UpdateMixResponse:
@@ -168,7 +171,7 @@ class MixService(mix_pb2_grpc.MixServiceServicer):
                     continue  # somebody else changed it meanwhile, or the same request
                 await self._creator.dispatch(job)
             if job["kind"] != "MIX" or job["spec"]["mix"] != f"mixes/{row['id']}":
-                raise _reused("this request_id made another job")
+                raise request_id_reused("this request_id made another job")
             row = await find_mix(self._mixes, request.name)
             return mix_pb2.UpdateMixResponse(mix=mix(row), job=await self._views.job(job))
         raise _changed(row)
@@ -311,11 +314,6 @@ def _config(row: Row) -> job_pb2.MixConfig:
 
 def _as_json(config: job_pb2.MixConfig) -> dict[str, object]:
     return json_format.MessageToDict(config, preserving_proto_field_name=True)
-
-
-def _reused(message: str) -> ApiError:
-    fields = [("request_id", "already used")]
-    return ApiError(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", message, fields=fields)
 
 
 def _changed(row: Row) -> ApiError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from uuid import UUID, uuid4, uuid5
 
 import asyncpg
-import grpc
 from contrafact.v1 import audio_pb2, job_pb2, project_pb2, project_pb2_grpc
 
 from servers.inference.models import SEPARATION_MODELS
@@ -17,7 +16,7 @@ from servers.orchestrator.api.resources import (
     page_limit,
     read_time_token,
     resource_id,
-    write_token,
+    time_page,
 )
 from servers.orchestrator.jobs import locks, messages
 from servers.orchestrator.jobs.store import JobStore
@@ -26,7 +25,7 @@ from servers.orchestrator.mixes.store import remove_objects
 from servers.orchestrator.pipelines.separate import DEFAULT_STEMS
 from servers.orchestrator.projects.store import ProjectStore, preparations, project
 from servers.orchestrator.tracks.register import clean_name
-from servers.platform.errors import ApiError, invalid, not_found
+from servers.platform.errors import invalid, not_found, request_id_reused
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
 from servers.platform.settings import Settings
@@ -83,12 +82,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             if row is None:
                 raise not_found("track", request.track)  # it was deleted at once
         if (row["track_id"], row["model"]) != (resource_id("track", request.track), model):
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id made a project of another track, or with another model",
-                fields=[("request_id", "already used")],
-            )
+            raise request_id_reused("this request_id made a project of another track, or with another model")
         return project_pb2.CreateProjectResponse(project=project(row))
 
     async def _create(
@@ -160,10 +154,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             read_time_token(request.page_token),
             resource_id("track", request.track) if request.track else None,
         )
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return project_pb2.ListProjectsResponse(projects=map(project, rows), next_page_token=token)
 
     async def UpdateProject(

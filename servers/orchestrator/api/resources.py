@@ -44,6 +44,20 @@ def marked_stems(marks: Iterable[str]) -> set[str]:
     return {stem for mark in marks for stem in STEMS_OF_MARKS[mark]} or set(DEFAULT_STEMS)
 
 
+def audio_properties(row: Row) -> audio_pb2.AudioProperties:
+    """What a row of ``recordings`` says of its audio."""
+    return audio_pb2.AudioProperties(
+        container=row["container"],
+        codec=row["codec"],
+        sample_rate=row["sample_rate"],
+        channels=row["channels"],
+        frames=row["frames"],
+        seconds=row["frames"] / row["sample_rate"],
+        bit_depth=row["bit_depth"] or 0,
+        peak=row["peak"],
+    )
+
+
 def track(row: Row) -> track_pb2.Track:
     """A row of TRACK_COLUMNS as a message."""
     return track_pb2.Track(
@@ -52,16 +66,7 @@ def track(row: Row) -> track_pb2.Track:
         sha256=row["sha256"],
         size_bytes=row["size_bytes"],
         create_time=timestamp(row["uploaded_at"]),
-        audio=audio_pb2.AudioProperties(
-            container=row["container"],
-            codec=row["codec"],
-            sample_rate=row["sample_rate"],
-            channels=row["channels"],
-            frames=row["frames"],
-            seconds=row["frames"] / row["sample_rate"],
-            bit_depth=row["bit_depth"] or 0,
-            peak=row["peak"],
-        ),
+        audio=audio_properties(row),
         tags=row["tags"],
         marks=[track_pb2.Mark.Value(f"MARK_{mark}") for mark in row["marks"]],
         is_separated=marked_stems(row["marks"]).issubset(row["stems"]),
@@ -131,6 +136,17 @@ def read_time_token(token: str) -> tuple[dt.datetime, UUID] | None:
         return moment.astimezone(dt.UTC), UUID(position[1])
     except (ValueError, OverflowError):
         raise invalid("INVALID_PAGE_TOKEN", "page_token is not one that this service gave", "page_token") from None
+
+
+def time_page(rows: list[Row], limit: int, moment: str = "created_at") -> tuple[list[Row], str]:
+    """The rows of one page, of a list ordered by ``moment`` and id, and the token of the next one; "": there is none.
+
+    ``rows`` are those of the page and, if there is one, the first of the next.
+    """
+    if len(rows) <= limit:
+        return rows, ""
+    rows = rows[:limit]
+    return rows, write_token(rows[-1][moment].isoformat(), str(rows[-1]["id"]))
 
 
 async def read_chunks(

@@ -12,11 +12,18 @@ import grpc
 from contrafact.v1 import analysis_pb2
 from google.protobuf import json_format
 
-from servers.orchestrator.api.resources import page_limit, read_time_token, read_token, resource_id, write_token
+from servers.orchestrator.api.resources import (
+    page_limit,
+    read_time_token,
+    read_token,
+    resource_id,
+    time_page,
+    write_token,
+)
 from servers.orchestrator.scans import views
 from servers.orchestrator.scans.store import MAX_SCANS, ScanComplete, ScanStore, TooManyScans, UnknownTrack
 from servers.platform import telemetry
-from servers.platform.errors import ApiError, invalid, not_found, precondition
+from servers.platform.errors import ApiError, invalid, not_found, precondition, request_id_reused
 from servers.platform.identity import principal
 from servers.platform.interceptors import Context
 from servers.platform.tasks import stopped
@@ -70,12 +77,7 @@ class ScanMethods:
                 retry_after=60,
             ) from None
         if row["spec"] != wanted:
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id names a scan with another specification",
-                fields=[("spec.request_id", "already used")],
-            )
+            raise request_id_reused("this request_id names a scan with another specification", "spec.request_id")
         return row
 
     async def _take_names(self, scan: Row, requests: Requests) -> None:
@@ -144,10 +146,7 @@ class ScanMethods:
     ) -> analysis_pb2.ListScansResponse:
         limit = page_limit(request.page_size)
         rows = await self._scans.page(principal().id, limit + 1, read_time_token(request.page_token))
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return analysis_pb2.ListScansResponse(scans=map(views.scan, rows), next_page_token=token)
 
     async def WatchScan(

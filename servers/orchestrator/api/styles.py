@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from functools import partial
 
-from contrafact.v1 import artifact_pb2, audio_pb2, grain_pb2, job_pb2, style_pb2, style_pb2_grpc
+from contrafact.v1 import artifact_pb2, grain_pb2, job_pb2, style_pb2, style_pb2_grpc
 from google.protobuf import json_format
 
 from servers.grains.library import InvalidLibrary, Library, decode
 from servers.orchestrator.api.creation import JobCreator
 from servers.orchestrator.api.resources import (
+    audio_properties,
     check_mask,
     find_track,
     page_limit,
@@ -21,6 +22,7 @@ from servers.orchestrator.api.resources import (
     read_time_token,
     read_token,
     resource_id,
+    time_page,
     write_token,
 )
 from servers.orchestrator.jobs.messages import FORMATS, timestamp
@@ -105,10 +107,7 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
     async def ListStyles(self, request: style_pb2.ListStylesRequest, context: Context) -> style_pb2.ListStylesResponse:
         limit = page_limit(request.page_size)
         rows = await self._styles.page(principal().id, limit + 1, read_time_token(request.page_token))
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         return style_pb2.ListStylesResponse(styles=map(_style, rows), next_page_token=token)
 
     async def UpdateStyle(
@@ -231,16 +230,7 @@ def _style(row: Row) -> style_pb2.Style:
         display_name=row["display_name"],
         state=style_pb2.StyleState.Value(f"STYLE_STATE_{row['state']}"),
         sha256=row["sha256"],
-        audio=audio_pb2.AudioProperties(
-            container=row["container"],
-            codec=row["codec"],
-            sample_rate=row["sample_rate"],
-            channels=row["channels"],
-            frames=row["frames"],
-            seconds=row["frames"] / row["sample_rate"],
-            bit_depth=row["bit_depth"] or 0,
-            peak=row["peak"],
-        ),
+        audio=audio_properties(row),
         job=f"jobs/{row['job_id']}" if row["job_state"] else "",
         create_time=timestamp(row["created_at"]),
     )

@@ -20,8 +20,8 @@ from servers.orchestrator.api.resources import (
     page_limit,
     read_chunks,
     read_time_token,
+    time_page,
     track,
-    write_token,
 )
 from servers.orchestrator.api.uploads import Uploads, url_key
 from servers.orchestrator.api.voices import find_voice, sample_of
@@ -136,10 +136,7 @@ class TrackService(track_pb2_grpc.TrackServiceServicer):
             limit + 1,
             *([tags] if tags else []),
         )
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["uploaded_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit, "uploaded_at")
         return track_pb2.ListTracksResponse(tracks=[track(row) for row in rows], next_page_token=token)
 
     async def UpdateTrack(

@@ -33,7 +33,7 @@ from servers.orchestrator.tracks.register import (
     clean_name,
 )
 from servers.platform import telemetry
-from servers.platform.errors import ApiError, invalid, not_found, precondition
+from servers.platform.errors import ApiError, invalid, not_found, precondition, request_id_reused
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end
 from servers.storage import keys
@@ -78,12 +78,7 @@ class Uploads:
         )
         assert upload is not None
         if (upload["size_bytes"], upload["sha256"]) != (spec.size_bytes, spec.sha256):
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id names an upload with another size or sha256",
-                fields=[("spec.request_id", "already used")],
-            )
+            raise request_id_reused("this request_id names an upload with another size or sha256", "spec.request_id")
         return upload
 
     async def find(self, owner: str, request_id: str) -> Row:

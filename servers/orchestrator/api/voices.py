@@ -19,7 +19,7 @@ from servers.orchestrator.api.resources import (
     read_chunks,
     read_time_token,
     resource_id,
-    write_token,
+    time_page,
 )
 from servers.orchestrator.jobs.messages import timestamp
 from servers.orchestrator.jobs.store import JobStore
@@ -152,10 +152,7 @@ class VoiceService(voice_pb2_grpc.VoiceServiceServicer):
         if "\0" in "".join((text, *tags, request.language)):  # in no voice; and PostgreSQL cannot be asked
             return voice_pb2.ListVoicesResponse()
         rows = await self._store.page(principal().id, limit + 1, before, text, tags, request.language)
-        token = ""
-        if len(rows) > limit:
-            rows = rows[:limit]
-            token = write_token(rows[-1]["created_at"].isoformat(), str(rows[-1]["id"]))
+        rows, token = time_page(rows, limit)
         report = await self._reports.last() if rows else None
         return voice_pb2.ListVoicesResponse(voices=[describe(row, report) for row in rows], next_page_token=token)
 

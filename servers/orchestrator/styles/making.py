@@ -25,7 +25,7 @@ from servers.orchestrator.stretches import part
 from servers.orchestrator.styles.cuts import LOWEST_RATE, completed, library_id
 from servers.orchestrator.styles.store import NewStyle, StyleStore
 from servers.orchestrator.tracks.register import NewRecording, Registrar, clean_name
-from servers.platform.errors import ApiError, invalid, not_found, precondition
+from servers.platform.errors import ApiError, invalid, not_found, precondition, request_id_reused
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end
 from servers.storage.database import Connection, Pool, Row, exclusive
@@ -53,12 +53,7 @@ class _Wanted:
     def check_same(self, row: Row, sha256: str) -> None:
         """ALREADY_EXISTS if the style of this request is of another sound ("": not known), or cut in another way."""
         if row["cut"] != _as_json(self.cut) or sha256 not in ("", row["sha256"]):
-            raise ApiError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                "REQUEST_ID_REUSED",
-                "this request_id has made a style of another sound, or with another cut",
-                fields=[("request_id", "already used")],
-            )
+            raise request_id_reused("this request_id has made a style of another sound, or with another cut")
 
 
 class StyleMaker:

@@ -25,7 +25,7 @@ from servers.orchestrator.voices.receiving import INDEX, SAMPLE, WEIGHTS, Receiv
 from servers.orchestrator.voices.store import NewVoice, VoiceStore
 from servers.orchestrator.voices.verification import Register, Verifier, check_register
 from servers.platform import telemetry
-from servers.platform.errors import ApiError, invalid
+from servers.platform.errors import ApiError, invalid, request_id_reused
 from servers.platform.settings import Settings
 from servers.platform.tasks import to_the_end
 from servers.storage import keys
@@ -210,12 +210,7 @@ def _check_same_files(row: Row, files: Mapping[str, Received]) -> None:
 
 
 def _reused() -> ApiError:
-    return ApiError(
-        grpc.StatusCode.ALREADY_EXISTS,
-        "REQUEST_ID_REUSED",
-        "this request_id has imported another voice",
-        fields=[("spec.request_id", "already used")],
-    )
+    return request_id_reused("this request_id has imported another voice", "spec.request_id")
 
 
 def _check_complete(spec: voice_pb2.VoiceImportSpec, files: Mapping[str, Received]) -> None:

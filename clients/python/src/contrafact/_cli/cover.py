@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from contrafact._result_stream import ResultProgress
     from contrafact.v1.track_pb2 import Track
 
-FORMATS = ("flac", "wav", "mp3", "opus")
-
 
 @dataclass(frozen=True)
 class Order:
@@ -81,8 +79,7 @@ def cover(
 
     Ctrl-C cancels the job on the server; a second Ctrl-C exits at once.
     """
-    suffix = Path(output or "").suffix[1:].lower()
-    chosen = format or (suffix if suffix in FORMATS else "flac")
+    chosen = options.format_of(output, format)
     source = song if song.startswith("tracks/") and not Path(song).exists() else Path(song)
     place = Path(output or f"{Path(song).stem}-cover.{chosen.strip().lower()}")
     settings = {

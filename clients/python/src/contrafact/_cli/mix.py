@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from contrafact._result_stream import ResultProgress
     from contrafact.v1.project_pb2 import Project
 
-FORMATS = ("flac", "wav", "mp3", "opus")
 Style = typer.Option(
     help='A style, "styles/{id}" or its name, or a file to make one of.', show_default="as they are"
 )
@@ -83,8 +82,7 @@ def mix(
 
     Ctrl-C cancels the job on the server; a second Ctrl-C exits at once.
     """
-    suffix = Path(output or "").suffix[1:].lower()
-    chosen = format or (suffix if suffix in FORMATS else "flac")
+    chosen = options.format_of(output, format)
     styles = {stem: style for stem, style in (("drums", drums), ("bass", bass), ("other", other)) if style}
     volumes = {"drums": drums_volume, "bass": bass_volume, "other": other_volume, "vocals": vocals_volume}
     settings = {

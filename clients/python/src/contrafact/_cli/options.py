@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+FORMATS = ("flac", "wav", "mp3", "opus")
 Address = Annotated[
     str | None,
     typer.Option(
@@ -44,3 +45,9 @@ PitchMethod = Annotated[
 Speaker = Annotated[int, typer.Option(min=0, help="Which of the voice's speakers.")]
 Limit = Annotated[int, typer.Option(min=1, help="Show at most so many.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File, or a folder that exists.")]
+
+
+def format_of(output: str | None, wanted: str | None) -> str:
+    """Return the format that is wanted, else that of the output's name, else "flac"."""
+    suffix = Path(output or "").suffix[1:].lower()
+    return wanted or (suffix if suffix in FORMATS else "flac")
